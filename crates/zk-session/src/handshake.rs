@@ -1,0 +1,163 @@
+//! The first bytes of a ZooKeeper connection, spoken by ourselves.
+//!
+//! The `zookeeper` crate says neither what session timeout was granted nor what the session's password is, and it waits
+//! for ever for a server that accepts a connection and then is silent. So before it may connect, [`probe`] opens and
+//! closes a throw-away session with a deadline, and [`close_session`] ends an earlier session of ours.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::SessionId;
+
+/// How long a server may take for each step of a handshake. A server that needs longer than this to make a session is
+/// of no use: a session timeout is of the same order.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Longer answers are not from a ZooKeeper server: a `ConnectResponse` has 37 bytes, any other answer here has 16.
+const LONGEST_ANSWER: usize = 64;
+
+const CLOSE_SESSION: i32 = -11;
+
+/// Asks a server for a session and closes it: whether it serves, and which session timeout it grants.
+///
+/// # Errors
+/// Not reached, not a ZooKeeper server, or one that serves no sessions now.
+pub(crate) fn probe(server: SocketAddr, timeout: Duration) -> io::Result<Duration> {
+    let (mut connection, granted) = connect(server, timeout, 0, &[0; 16])?;
+    let granted = granted.ok_or_else(|| io::Error::other("it refused a new session"))?;
+    // Nobody waits for the answer: if the request is lost, the session expires by itself.
+    connection.send(&request(CLOSE_SESSION)).ok();
+    Ok(granted)
+}
+
+/// Opens an earlier session again, under its id and password, and closes it: its ephemerals go in one transaction, and
+/// the ensemble refuses whatever of it is still on its way (PROTOCOL section 3, Sessions). Returns false where there was
+/// no such session any more, or the server did not accept the password; then it is gone when it expires.
+///
+/// # Errors
+/// The server was not reached, or the answer did not come: the session may or may not be closed.
+pub(crate) fn close_session(server: SocketAddr, id: SessionId) -> io::Result<bool> {
+    // The timeout is renegotiated on reopening; any will do for the moment it takes.
+    let (mut connection, granted) = connect(server, PATIENCE, id.0, &password(id))?;
+    if granted.is_none() {
+        return Ok(false);
+    }
+    connection.send(&request(CLOSE_SESSION))?;
+    connection.receive()?;
+    Ok(true)
+}
+
+/// The password of a session of Apache ZooKeeper: `java.util.Random(id ^ 0xB3415C00).nextBytes(16)`
+/// (`SessionTrackerImpl` and `ZooKeeperServer.generatePasswd`).
+fn password(id: SessionId) -> [u8; 16] {
+    const MULTIPLIER: u64 = 0x5_DEEC_E66D;
+    const MASK: u64 = (1 << 48) - 1;
+    let mut state = (id.0.cast_unsigned() ^ 0xB341_5C00 ^ MULTIPLIER) & MASK;
+    let mut bytes = [0; 16];
+    for chunk in bytes.chunks_exact_mut(4) {
+        state = state.wrapping_mul(MULTIPLIER).wrapping_add(0xB) & MASK;
+        let [.., a, b, c, d] = (state >> 16).to_be_bytes();
+        chunk.copy_from_slice(&[d, c, b, a]);
+    }
+    bytes
+}
+
+fn connect(
+    server: SocketAddr,
+    timeout: Duration,
+    session: i64,
+    password: &[u8; 16],
+) -> io::Result<(Connection, Option<Duration>)> {
+    let mut connection = Connection::open(server)?;
+    let mut body = Vec::with_capacity(45);
+    body.extend(0_i32.to_be_bytes()); // protocol version
+    body.extend(0_i64.to_be_bytes()); // the last zxid seen: none
+    body.extend(i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).to_be_bytes());
+    body.extend(session.to_be_bytes());
+    body.extend(16_i32.to_be_bytes());
+    body.extend(password);
+    body.push(0); // not read-only
+    connection.send(&body)?;
+    let answer = connection.receive()?;
+    let granted = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
+    // An answer too short to hold a session's id and password is no ConnectResponse.
+    let granted = granted.filter(|_| answer.len() >= 36).ok_or_else(not_zookeeper)?;
+    Ok((connection, u64::try_from(granted).ok().filter(|&ms| ms > 0).map(Duration::from_millis)))
+}
+
+fn request(opcode: i32) -> Vec<u8> {
+    [1_i32.to_be_bytes(), opcode.to_be_bytes()].concat()
+}
+
+fn not_zookeeper() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "its answer is not ZooKeeper's")
+}
+
+/// A connection on which every step has a deadline, also when the other side sends one byte at a time.
+struct Connection {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Connection {
+    fn open(server: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream, until: Instant::now() + PATIENCE })
+    }
+
+    fn send(&mut self, body: &[u8]) -> io::Result<()> {
+        let length = i32::try_from(body.len()).expect("requests made here are short");
+        self.stream.write_all(&[&length.to_be_bytes(), body].concat())?;
+        self.until = Instant::now() + PATIENCE;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.read_exact(&mut length)?;
+        let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|&length| length <= LONGEST_ANSWER);
+        let mut answer = vec![0; length.ok_or_else(not_zookeeper)?];
+        self.read_exact(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn read_exact(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            let left = self.until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it accepts connections but does not answer"));
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(buffer) {
+                Ok(0) => {
+                    let what = "it closed the connection: it is not serving, or not a ZooKeeper server";
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+                }
+                Ok(read) => buffer = &mut buffer[read..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // the deadline, looked at above
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_is_what_java_draws() {
+        // jshell> var b = new byte[16]; new Random(id ^ 0XB3415C00L).nextBytes(b)
+        let hex = |id| password(SessionId(id)).map(|byte| format!("{byte:02x}")).concat();
+        assert_eq!(hex(0x1000_0000_0000_0000), JAVA_1);
+        assert_eq!(hex(-2), JAVA_2);
+    }
+
+    const JAVA_1: &str = "f22acd4a97e69d6d20a49bb638eadb38";
+    const JAVA_2: &str = "0dd532b5c441e3927c04b55e50fd9421";
+}

@@ -1,0 +1,76 @@
+//! One ZooKeeper session that ends when its connection does, and never lies about it.
+//!
+//! The only crate of the workspace that names `zookeeper::`. Release 0.8.0 of that crate, left alone, opens a *new*
+//! session on the same handle when the old one has expired, without a word: a deposed master goes on writing. It waits
+//! 940 s for a link that is silently down, connects 30,000 times a second to a server that refuses, panics where no
+//! network is. So here one [`Session`] is one handle, one session, one TCP connection, and there is no way back:
+//!
+//! ```text
+//!             first request answered                 close()
+//!  open() ────────────────────────▶ UP ─────────────────────────────▶ closed by the server
+//!    │                               │ any change of the connection, a heartbeat that fails,
+//!    │ not reached, not serving      │ no heartbeat answered that was sent within 2/3 of the timeout
+//!    ▼                               ▼
+//!  OpenError                     LOST, Event::Lost in the mailbox: whoever needs a session opens another one
+//! ```
+//!
+//! What holds, each with a test in `tests/`:
+//!
+//! * **Fence.** No request is ever executed for a session but the one it was made on. ZooKeeper orders every write of a
+//!   session before that session's end, so all writes of a primary on the session that owns `/master` come before the
+//!   removal of `/master`.
+//! * **Detection.** A loss is known at the latest 2/3 of the granted session timeout after the last heartbeat that was
+//!   answered was *sent*, whatever became of the server or the link, and no caller is blocked for longer.
+//! * **Nothing is left** after a loss: no thread, no descriptor, no attempt to reconnect, no late request.
+//!
+//! A notification is a hint to read again, never the news itself; after a loss there is nothing to restore: open, read
+//! all, set the watches. Deliberately absent: reconnecting, caching, retries, multi, chroots of the `zookeeper` crate,
+//! its recipes and its per-call watchers (`_w`), which leak.
+
+mod connect;
+mod error;
+mod flow;
+mod handshake;
+mod opening;
+mod parallel;
+mod session;
+mod socket;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use connect::{ConnectString, ConnectStringError};
+pub use error::{Error, OpenError, Reason};
+pub use opening::{Opening, open_in_background};
+pub use parallel::in_parallel;
+pub use session::{Change, Event, Kind, MAX_REQUEST, Notify, Session, Stat};
+
+#[cfg(panic = "abort")]
+compile_error!("the fence ends a thread of the zookeeper crate by unwinding: build with panic = \"unwind\"");
+
+/// How to reach an ensemble.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its servers, and our folder in its tree.
+    pub connect: ConnectString,
+    /// The session timeout to ask for; what the server grants is what counts.
+    pub timeout: Duration,
+    /// `user:password` of ZooKeeper's digest scheme; with it every znode made is for that identity only.
+    pub digest: Option<String>,
+}
+
+/// The id by which the ensemble knows a session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub i64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,155 @@
+//! Finding a server, and going on until there is one.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::{Config, Event, Notify, OpenError, Session, handshake};
+
+/// After this long without an answer the next server is asked as well.
+const HEAD_START: Duration = Duration::from_millis(200);
+
+/// How long to wait for an answer of any server once all were asked. More than a handshake takes; only the resolver may
+/// take longer, and it cannot be stopped.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The first pause between two attempts, and the longest; each is doubled, and drawn from its upper half.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Finds a server that serves sessions, and the timeout that it grants. One that is dead, slow or has no address does
+/// not hold up the others.
+pub(crate) fn reach(config: &Config) -> Result<(SocketAddr, Duration), OpenError> {
+    let mut hosts = config.connect.hosts().to_vec();
+    fastrand::shuffle(&mut hosts);
+    let mut waiting = hosts.into_iter();
+    let mut errors = Vec::new();
+    let mut unanswered = 0;
+    let (tx, rx) = mpsc::channel();
+    let mut until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(host) = waiting.next() {
+            let (tx, timeout) = (tx.clone(), config.timeout);
+            let asking = thread::Builder::new().name("zk-probe".into()).spawn(move || {
+                tx.send(ask(&host, timeout)).ok(); // nobody waits any more when another server answered
+            });
+            match asking {
+                Ok(_) => unanswered += 1,
+                Err(error) => errors.push(format!("no thread could be started: {error}")),
+            }
+            until = Instant::now() + if waiting.len() > 0 { HEAD_START } else { PATIENCE };
+        } else if unanswered == 0 {
+            return Err(OpenError(errors));
+        }
+        match rx.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(error)) => {
+                errors.push(error);
+                unanswered -= 1;
+            }
+            Err(_) if waiting.len() > 0 => {}
+            Err(_) => {
+                errors.push(format!("{unanswered} of {} servers did not answer", config.connect.hosts().len()));
+                return Err(OpenError(errors));
+            }
+        }
+    }
+}
+
+fn ask(host: &str, timeout: Duration) -> Result<(SocketAddr, Duration), String> {
+    let servers = host.to_socket_addrs().map_err(|error| format!("{host}: {}", sentence(&error)))?;
+    let mut why = format!("{host}: it has no address");
+    for server in servers {
+        match handshake::probe(server, timeout) {
+            Ok(granted) => return Ok((server, granted)),
+            Err(error) => why = format!("{host}: {}", sentence(&error)),
+        }
+    }
+    Err(why)
+}
+
+/// An error of the system without the number that Rust appends.
+fn sentence(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((text, _)) => text.to_lowercase(),
+        None => text,
+    }
+}
+
+/// Looks for a server, again and again, until a session is up or this is dropped.
+#[must_use = "dropping it ends the search"]
+#[derive(Debug)]
+pub struct Opening(Arc<Stop>);
+
+#[derive(Debug, Default)]
+struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    /// Waits, at most so long; returns whether the search was stopped.
+    fn wait(&self, pause: Duration) -> bool {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(stopped, pause, |stopped| !*stopped);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Opens a session as soon as there is a server, and puts it into the mailbox as [`Event::Opened`]. Says once that none
+/// is reached, and once that one is.
+pub fn open_in_background(config: &Arc<Config>, number: u32, notify: &Notify) -> Opening {
+    let stop = Arc::new(Stop::default());
+    let opening = Opening(stop.clone());
+    let (config, notify) = (config.clone(), notify.clone());
+    let search = move || {
+        let mut pause = FIRST_PAUSE;
+        let mut said = false;
+        loop {
+            match Session::open(&config, number, &notify) {
+                Ok(session) => {
+                    // Under the lock: once the search is stopped no session comes into the mailbox any more.
+                    let stopped = stop.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !*stopped {
+                        log::info!(
+                            "connected server={} timeout_ms={}",
+                            session.server(),
+                            session.timeout().as_millis()
+                        );
+                        warn_of_another_timeout(&config, &session);
+                        notify(Event::Opened(session));
+                    }
+                    return;
+                }
+                Err(error) if !said => {
+                    log::warn!("cannot reach ZooKeeper, will go on trying zk={}: {error}", config.connect);
+                    said = true;
+                }
+                Err(error) => log::debug!("cannot reach ZooKeeper: {error}"),
+            }
+            if stop.wait(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    };
+    let spawned = thread::Builder::new().name("zk-open".into()).spawn(search);
+    spawned.expect("a daemon that cannot start a thread for its connection cannot go on");
+    opening
+}
+
+fn warn_of_another_timeout(config: &Config, session: &Session) {
+    if session.number() == 1 && session.timeout() != config.timeout {
+        let (granted, asked) = (session.timeout().as_millis(), config.timeout.as_millis());
+        log::warn!("the server grants another session timeout asked_ms={asked} granted_ms={granted}");
+    }
+}

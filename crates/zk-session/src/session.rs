@@ -1,0 +1,681 @@
+//! The session: one handle of the `zookeeper` crate, one connection, no way back.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+use zookeeper::{Acl, CreateMode, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
+
+use crate::flow::Flow;
+use crate::socket::{self, Sockets};
+use crate::{Config, ConnectString, Error, OpenError, Reason, SessionId, handshake, opening};
+
+/// The largest request, in bytes: `jute.maxbuffer` is 1,048,575 by default, and a server cuts the connection over it.
+pub const MAX_REQUEST: usize = 1_040_000;
+
+/// What a request costs beside its path and its data: header, lengths, ACL.
+const OVERHEAD: usize = 256;
+
+/// How long the first request on a connection may take. The server answered a handshake a moment ago.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+
+/// The crate numbers its requests with 31 bits and does not mind when they run out.
+const LAST_REQUEST: u32 = (1 << 31) - 1_000_000;
+
+/// How long a session that is dropped without [`Session::close`] tries to tell the server.
+const CLOSE_ON_DROP: Duration = Duration::from_millis(300);
+
+/// What goes into a mailbox.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A session is up ([`crate::open_in_background`]).
+    Opened(Session),
+    /// Something changed at a path on which a watch was set: read again.
+    Watch {
+        /// Relative to the chroot.
+        path: String,
+        /// A hint at what.
+        change: Change,
+    },
+    /// A session is over.
+    Lost {
+        /// Its number: the news may be about an earlier session than the present one.
+        session: u32,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// What kind of change a watch saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The znode was made.
+    Created,
+    /// The znode was deleted.
+    Deleted,
+    /// Its data was written.
+    Data,
+    /// A child was made or deleted.
+    Children,
+}
+
+/// Puts an event into a mailbox. It runs on threads that must not wait, so it does nothing else.
+pub type Notify = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What kind of znode to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Stays until it is deleted.
+    Persistent,
+    /// Goes with the session.
+    Ephemeral,
+    /// Stays; ZooKeeper appends ten digits to the name.
+    Sequential,
+}
+
+/// What ZooKeeper knows of a znode beside its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// The transaction that made it: tells it from a later one at the same path.
+    pub czxid: i64,
+    /// When it was made, in milliseconds since 1970 by the servers' clocks.
+    pub ctime_ms: i64,
+    /// When its data was last written, likewise.
+    pub mtime_ms: i64,
+    /// How often its data was written.
+    pub version: i32,
+    /// The session that an ephemeral belongs to.
+    pub owner: Option<SessionId>,
+    /// How many children it has.
+    pub children: i32,
+}
+
+impl From<zookeeper::Stat> for Stat {
+    fn from(stat: zookeeper::Stat) -> Self {
+        Stat {
+            czxid: stat.czxid,
+            ctime_ms: stat.ctime,
+            mtime_ms: stat.mtime,
+            version: stat.version,
+            owner: (stat.ephemeral_owner != 0).then_some(SessionId(stat.ephemeral_owner)),
+            children: stat.num_children,
+        }
+    }
+}
+
+/// A session with the ensemble. Clones are the same session; it is closed with the last of them, or by [`Session::close`].
+#[derive(Clone)]
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    handle: Arc<Handle>,
+    control: Arc<Control>,
+    connect: ConnectString,
+    server: SocketAddr,
+    acl: Vec<Acl>,
+    flow: Flow,
+    requests: AtomicU32,
+}
+
+/// The crate's handle. Dropping that sends a request and waits for the answer, so a thread of its own drops it.
+struct Handle(Option<ZooKeeper>);
+
+impl Handle {
+    fn zookeeper(&self) -> &ZooKeeper {
+        self.0.as_ref().expect("taken only when dropped")
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let zookeeper = self.0.take();
+        // Where no thread can be made, the handle is dropped here.
+        thread::Builder::new().name("zk-drop".into()).spawn(move || drop(zookeeper)).ok();
+    }
+}
+
+/// What the threads of a session share.
+struct Control {
+    number: u32,
+    granted: Duration,
+    /// A loss is declared this long after the last answered heartbeat was sent: 2/3 of the granted timeout.
+    limit: Duration,
+    /// The first request was answered: from here on every change of the connection's state is a loss.
+    armed: AtomicBool,
+    connected: AtomicBool,
+    closing: AtomicBool,
+    life: Mutex<Life>,
+    changed: Condvar,
+    socket: Mutex<Option<Socket>>,
+    notify: Notify,
+}
+
+struct Life {
+    over: Option<Reason>,
+    /// When the last heartbeat that was answered was sent.
+    last_answered: Instant,
+    heartbeat: Heartbeat,
+}
+
+/// What a heartbeat asks for. A follower that is cut off from the quorum goes on answering reads for seconds after the
+/// majority has expired the session; a write it cannot answer. So whoever holds a role writes (PROTOCOL, Sessions).
+enum Heartbeat {
+    Read,
+    Write(Own),
+}
+
+/// The node of its own that a session writes to.
+#[derive(Clone)]
+struct Own {
+    path: String,
+    data: Vec<u8>,
+    id: SessionId,
+    /// When the last acknowledged write was sent.
+    proved: Instant,
+    /// The servers' clock at the last acknowledged write, and ours when the answer came.
+    server_time: (i64, Instant),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code panics while it holds one of these locks; what they guard is whole at any time.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    /// Declares the session over; the first reason counts.
+    fn lose(&self, reason: Reason) {
+        {
+            let mut life = lock(&self.life);
+            if life.over.is_some() {
+                return;
+            }
+            life.over = Some(reason);
+        }
+        // From here on no caller gets through, and the listener below ends the crate's thread whatever it says.
+        (self.notify)(Event::Lost { session: self.number, reason });
+        if let Some(socket) = lock(&self.socket).take() {
+            socket::cut(&socket);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Runs on the crate's io thread, before the crate may connect again: the fence.
+    ///
+    /// A new session could only be opened by this very thread, after it told us here that the connection is gone. So it
+    /// ends here. Unwinding closes its socket and answers all waiting callers with `ConnectionLoss`.
+    fn on_state(&self, state: ZkState) {
+        if self.closing.load(Ordering::SeqCst) && state == ZkState::Closed {
+            return;
+        }
+        let over = lock(&self.life).over.is_some();
+        let first = state == ZkState::Connected && !self.connected.swap(true, Ordering::SeqCst);
+        if first && !over && !self.armed.load(Ordering::SeqCst) {
+            return;
+        }
+        self.lose(Reason::Disconnected);
+        panic::resume_unwind(Box::new("the session is over"));
+    }
+
+    fn over(&self) -> Option<Reason> {
+        let life = lock(&self.life);
+        match life.over {
+            // The lease is computed here as well, so that it does not depend on when the monitor thread is scheduled.
+            None if life.last_answered.elapsed() >= self.limit => Some(Reason::Silent(self.limit)),
+            over => over,
+        }
+    }
+
+    /// Sends a heartbeat every sixth of the timeout, until the session is over.
+    fn beat(&self, handle: &Weak<Handle>, acl: &[Acl]) {
+        loop {
+            let Some(handle) = handle.upgrade() else { return };
+            let own = match &lock(&self.life).heartbeat {
+                Heartbeat::Read => None,
+                Heartbeat::Write(own) => Some(own.clone()),
+            };
+            let sent = Instant::now();
+            let answer = match &own {
+                None => handle.zookeeper().exists("/", false).map(|_| None),
+                Some(own) => write_own(handle.zookeeper(), own, acl),
+            };
+            drop(handle);
+            let mut life = lock(&self.life);
+            match answer {
+                Ok(mtime) => {
+                    life.last_answered = sent;
+                    if let (Heartbeat::Write(own), Some(mtime)) = (&mut life.heartbeat, mtime) {
+                        own.proved = own.proved.max(sent);
+                        own.server_time = (mtime, Instant::now());
+                    }
+                }
+                Err(error) => {
+                    drop(life);
+                    return self.lose(reason_of(error).unwrap_or(Reason::Expired));
+                }
+            }
+            if life.over.is_some() {
+                return;
+            }
+            drop(self.changed.wait_timeout(life, self.granted / 6));
+        }
+    }
+
+    /// Declares the session lost when no heartbeat was answered for too long.
+    fn monitor(&self) {
+        loop {
+            let life = lock(&self.life);
+            if life.over.is_some() {
+                return;
+            }
+            let left = (life.last_answered + self.limit).saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(life);
+                return self.lose(Reason::Silent(self.limit));
+            }
+            drop(self.changed.wait_timeout(life, left));
+        }
+    }
+}
+
+/// Writes to the session's own node; makes it again where somebody deleted it. Returns the servers' clock.
+fn write_own(zookeeper: &ZooKeeper, own: &Own, acl: &[Acl]) -> ZkResult<Option<i64>> {
+    match zookeeper.set_data(&own.path, own.data.clone(), None) {
+        Ok(stat) => Ok(Some(stat.mtime)),
+        Err(ZkError::NoNode) => {
+            match zookeeper.create(&own.path, own.data.clone(), acl.to_vec(), CreateMode::Ephemeral) {
+                // No answer but these ends the session: its parent was deleted as well, and the write was a write.
+                Ok(_) | Err(ZkError::NoNode | ZkError::NodeExists) => Ok(None),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Why the session is over after such an answer; `None` if it is not.
+fn reason_of(error: ZkError) -> Option<Reason> {
+    match error {
+        ZkError::ConnectionLoss => Some(Reason::Disconnected),
+        ZkError::SessionExpired | ZkError::SessionMoved => Some(Reason::Expired),
+        _ => None,
+    }
+}
+
+impl Session {
+    /// Opens a session on one of the servers. `number` is the caller's count of its sessions, `notify` its mailbox.
+    ///
+    /// Returns within some seconds, whatever the servers do.
+    ///
+    /// # Errors
+    /// What became of each server.
+    pub fn open(config: &Config, number: u32, notify: &Notify) -> Result<Session, OpenError> {
+        let (server, granted) = opening::reach(config)?;
+        Session::open_at(config, server, granted, number, notify)
+            .map_err(|why| OpenError(vec![format!("{server}: {why}")]))
+    }
+
+    fn open_at(
+        config: &Config,
+        server: SocketAddr,
+        granted: Duration,
+        number: u32,
+        notify: &Notify,
+    ) -> Result<Session, String> {
+        // One at a time, so that the sockets opened meanwhile are this connection's.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+        let limit = granted * 2 / 3;
+        let life = Life { over: None, last_answered: Instant::now(), heartbeat: Heartbeat::Read };
+        let control = Arc::new(Control {
+            number,
+            granted,
+            limit,
+            armed: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            life: Mutex::new(life),
+            changed: Condvar::new(),
+            socket: Mutex::new(None),
+            notify: notify.clone(),
+        });
+        let watcher = watcher(config.connect.clone(), notify.clone());
+        let one_at_a_time = lock(&ONE_AT_A_TIME);
+        let before = Sockets::now();
+        // The crate unwraps the result of connect(2), which fails at once where there is no route or no descriptor.
+        let zookeeper =
+            panic::catch_unwind(AssertUnwindSafe(|| ZooKeeper::connect(&server.to_string(), config.timeout, watcher)))
+                .map_err(|_| "no connection could be made")?
+                .map_err(|error| format!("no connection could be made: {error:?}"))?;
+        let listener = control.clone();
+        zookeeper.add_listener(move |state| listener.on_state(state));
+        let sockets = before.opened_since();
+        drop(one_at_a_time);
+        let handle = Arc::new(Handle(Some(zookeeper)));
+        let acl = match config.digest {
+            Some(_) => Acl::creator_all().clone(),
+            None => Acl::open_unsafe().clone(),
+        };
+        let session = Session(Arc::new(Inner {
+            handle,
+            control: control.clone(),
+            connect: config.connect.clone(),
+            server,
+            acl: acl.clone(),
+            flow: Flow::default(),
+            requests: AtomicU32::new(0),
+        }));
+        // Until the first answer nothing is known: connect() returns Ok where no server is. Dropping the session ends it.
+        let sent = Instant::now();
+        session.first_request(config.digest.clone())?;
+        let socket = socket::connected_to(server, sockets);
+        match &socket {
+            Some(socket) => socket::limit_delivery(socket, limit),
+            None => log::debug!("socket not identified server={server}: a silent link blocks requests for long"),
+        }
+        *lock(&control.socket) = socket;
+        control.armed.store(true, Ordering::SeqCst);
+        lock(&control.life).last_answered = sent;
+        let (beating, handle) = (control.clone(), Arc::downgrade(&session.0.handle));
+        spawn("zk-heartbeat", move || beating.beat(&handle, &acl))?;
+        let monitoring = control.clone();
+        spawn("zk-monitor", move || monitoring.monitor())?;
+        match control.over() {
+            None => Ok(session),
+            Some(reason) => Err(reason.to_string()),
+        }
+    }
+
+    fn first_request(&self, digest: Option<String>) -> Result<(), String> {
+        let (tx, rx) = mpsc::channel();
+        let handle = self.0.handle.clone();
+        spawn("zk-first", move || {
+            let authenticated = match digest {
+                Some(digest) => handle.zookeeper().add_auth("digest", digest.into_bytes()),
+                None => Ok(()),
+            };
+            let answer = authenticated.and_then(|()| handle.zookeeper().exists("/", false).map(|_| ()));
+            tx.send(answer).ok(); // nobody waits any more when the deadline has passed
+        })?;
+        match rx.recv_timeout(FIRST_ANSWER) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(ZkError::AuthFailed)) => Err("the server does not accept the identity of --auth-file".into()),
+            Ok(Err(error)) => Err(format!("the first request failed: {error:?}")),
+            Err(_) => Err(format!("the first request was not answered within {} ms", FIRST_ANSWER.as_millis())),
+        }
+    }
+
+    /// The caller's count of its sessions.
+    pub fn number(&self) -> u32 {
+        self.0.control.number
+    }
+
+    /// The server it is connected to.
+    pub fn server(&self) -> SocketAddr {
+        self.0.server
+    }
+
+    /// The session timeout that the server granted.
+    pub fn timeout(&self) -> Duration {
+        self.0.control.granted
+    }
+
+    /// Why it is over; `None` while it is up: a heartbeat sent within the last 2/3 of the timeout was answered.
+    pub fn over(&self) -> Option<Reason> {
+        self.0.control.over()
+    }
+
+    /// Makes an ephemeral of its own by which this session is known: its id is read from it, and from now on the
+    /// heartbeats are writes to it.
+    ///
+    /// # Errors
+    /// As [`Session::create`] and [`Session::stat`].
+    pub fn own(&self, path: &str, data: &[u8]) -> Result<SessionId, Error> {
+        let proved = Instant::now();
+        self.create(path, data, Kind::Ephemeral)?;
+        let stat = self.stat(path, false)?.ok_or_else(|| Error::NoNode(path.to_owned()))?;
+        let id = stat.owner.ok_or_else(|| Error::NoNode(path.to_owned()))?;
+        let path = self.0.connect.absolute(path);
+        let own = Own { path, data: data.to_vec(), id, proved, server_time: (stat.mtime_ms, Instant::now()) };
+        lock(&self.0.control.life).heartbeat = Heartbeat::Write(own);
+        Ok(id)
+    }
+
+    fn with_own<T>(&self, ask: impl FnOnce(&Own) -> T) -> Option<T> {
+        match &lock(&self.0.control.life).heartbeat {
+            Heartbeat::Read => None,
+            Heartbeat::Write(own) => Some(ask(own)),
+        }
+    }
+
+    /// Its id, once it has a node of its own.
+    pub fn id(&self) -> Option<SessionId> {
+        self.with_own(|own| own.id)
+    }
+
+    /// When the last acknowledged write to its own node was sent: until then it was surely alive. `None` without one.
+    pub fn proved(&self) -> Option<Instant> {
+        self.with_own(|own| own.proved)
+    }
+
+    /// The servers' clock in milliseconds since 1970, as of the last heartbeat plus what passed here since.
+    pub fn server_time_ms(&self) -> Option<i64> {
+        self.with_own(|own| {
+            let (then, at) = own.server_time;
+            then.saturating_add(i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX))
+        })
+    }
+
+    /// Writes to its own node now. Reads that follow on this session see all that was written before, by anybody.
+    ///
+    /// # Errors
+    /// As [`Session::create`]; [`Error::NoNode`] without a node of its own.
+    pub fn sync(&self) -> Result<(), Error> {
+        let own = self.with_own(Own::clone).ok_or_else(|| Error::NoNode("a node of the session's own".into()))?;
+        let sent = Instant::now();
+        self.call(&own.path, own.data.len(), |zookeeper| write_own(zookeeper, &own, &self.0.acl))?;
+        if let Heartbeat::Write(own) = &mut lock(&self.0.control.life).heartbeat {
+            own.proved = own.proved.max(sent);
+        }
+        Ok(())
+    }
+
+    /// Ends an earlier session of ours through the server this one is connected to. Returns false where there was none
+    /// any more, or the server does not accept the password: then it is gone when it expires.
+    ///
+    /// # Errors
+    /// The answer did not come: the session may or may not be ended.
+    pub fn end_earlier(&self, earlier: SessionId) -> io::Result<bool> {
+        handshake::close_session(self.0.server, earlier)
+    }
+
+    /// Makes a znode and returns its path.
+    ///
+    /// # Errors
+    /// [`Error::NodeExists`], [`Error::NoNode`] (its parent), [`Error::TooLarge`], [`Error::NotAllowed`],
+    /// [`Error::Lost`].
+    pub fn create(&self, path: &str, data: &[u8], kind: Kind) -> Result<String, Error> {
+        let mode = match kind {
+            Kind::Persistent => CreateMode::Persistent,
+            Kind::Ephemeral => CreateMode::Ephemeral,
+            Kind::Sequential => CreateMode::PersistentSequential,
+        };
+        let absolute = self.0.connect.absolute(path);
+        let created = self
+            .call(path, data.len(), |zookeeper| zookeeper.create(&absolute, data.to_vec(), self.0.acl.clone(), mode))?;
+        Ok(self.0.connect.relative(&created))
+    }
+
+    /// Makes a persistent znode without data, and its parents up to the chroot, where they are not there yet. With
+    /// `/`, makes the chroot itself.
+    ///
+    /// # Errors
+    /// As [`Session::create`].
+    pub fn ensure(&self, path: &str) -> Result<(), Error> {
+        let absolute = self.0.connect.absolute(path);
+        let ends = absolute.char_indices().skip(1).filter(|(_, c)| *c == '/').map(|(at, _)| at);
+        for end in ends.chain([absolute.len()]) {
+            let part = &absolute[..end];
+            if part == "/" || self.call(part, 0, |zookeeper| zookeeper.exists(part, false))?.is_some() {
+                continue;
+            }
+            let created = self.call(part, 0, |zookeeper| {
+                zookeeper.create(part, Vec::new(), self.0.acl.clone(), CreateMode::Persistent)
+            });
+            match created {
+                Ok(_) | Err(Error::NodeExists(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a znode; `None` where there is none. A watch is set only on one that is there.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn read(&self, path: &str, watch: bool) -> Result<Option<(Vec<u8>, Stat)>, Error> {
+        let absolute = self.0.connect.absolute(path);
+        let read = self.call(path, 0, |zookeeper| zookeeper.get_data(&absolute, watch));
+        absent_is_none(read.map(|(data, stat)| (data, stat.into())))
+    }
+
+    /// Looks whether there is a znode. A watch is set in either case.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub fn stat(&self, path: &str, watch: bool) -> Result<Option<Stat>, Error> {
+        let absolute = self.0.connect.absolute(path);
+        self.call(path, 0, |zookeeper| zookeeper.exists(&absolute, watch)).map(|stat| stat.map(Stat::from))
+    }
+
+    /// The names of a znode's children, in no order; `None` where there is no such znode. A watch is set only on one that
+    /// is there.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn children(&self, path: &str, watch: bool) -> Result<Option<Vec<String>>, Error> {
+        let absolute = self.0.connect.absolute(path);
+        absent_is_none(self.call(path, 0, |zookeeper| zookeeper.get_children(&absolute, watch)))
+    }
+
+    /// Writes a znode's data, if its version is still the one given.
+    ///
+    /// # Errors
+    /// [`Error::NoNode`], [`Error::BadVersion`], [`Error::TooLarge`], [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn write(&self, path: &str, data: &[u8], version: Option<i32>) -> Result<Stat, Error> {
+        let absolute = self.0.connect.absolute(path);
+        self.call(path, data.len(), |zookeeper| zookeeper.set_data(&absolute, data.to_vec(), version)).map(Stat::from)
+    }
+
+    /// Deletes a znode, if its version is still the one given.
+    ///
+    /// # Errors
+    /// [`Error::NoNode`], [`Error::NotEmpty`], [`Error::BadVersion`], [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Error> {
+        let absolute = self.0.connect.absolute(path);
+        self.call(path, 0, |zookeeper| zookeeper.delete(&absolute, version))
+    }
+
+    fn call<T>(&self, path: &str, data: usize, request: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> Result<T, Error> {
+        let bytes = path.len() + data + OVERHEAD;
+        if bytes > MAX_REQUEST {
+            return Err(Error::TooLarge { path: path.to_owned(), bytes });
+        }
+        let inner = &*self.0;
+        let _room = inner.flow.enter(bytes);
+        if inner.requests.fetch_add(1, Ordering::Relaxed) >= LAST_REQUEST {
+            inner.control.lose(Reason::Worn);
+        }
+        if let Some(reason) = inner.control.over() {
+            return Err(Error::Lost(reason));
+        }
+        match request(inner.handle.zookeeper()) {
+            Ok(value) => Ok(value),
+            Err(error) => match reason_of(error) {
+                None => Err(Error::answered(path, error)),
+                Some(mut reason) => {
+                    // While the connection is up this says that the crate dropped the request. Its outcome is as
+                    // unknown as after a loss, and a loss everybody knows how to handle.
+                    if reason == Reason::Disconnected {
+                        reason = Reason::RequestDropped;
+                    }
+                    inner.control.lose(reason);
+                    Err(Error::Lost(inner.control.over().unwrap_or(reason)))
+                }
+            },
+        }
+    }
+
+    /// Ends the session on the server, and with it its ephemerals, if that can be had within `patience`; returns whether
+    /// the server confirmed it. In any case the session is over then.
+    pub fn close(&self, patience: Duration) -> bool {
+        close(&self.0.control, &self.0.handle, patience)
+    }
+}
+
+fn close(control: &Arc<Control>, handle: &Arc<Handle>, patience: Duration) -> bool {
+    if control.over().is_some() || control.closing.swap(true, Ordering::SeqCst) {
+        control.lose(Reason::Closed);
+        return false;
+    }
+    let (tx, rx) = mpsc::channel();
+    let handle = handle.clone();
+    let closing = spawn("zk-close", move || {
+        tx.send(handle.zookeeper().close().is_ok()).ok(); // nobody waits any more when the deadline has passed
+    });
+    let confirmed = closing.is_ok() && rx.recv_timeout(patience).unwrap_or(false);
+    control.lose(Reason::Closed);
+    confirmed
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.control.over().is_none() {
+            let (control, handle) = (self.control.clone(), self.handle.clone());
+            if spawn("zk-close", move || _ = close(&control, &handle, CLOSE_ON_DROP)).is_err() {
+                self.control.lose(Reason::Closed);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("number", &self.number()).field("server", &self.server()).finish()
+    }
+}
+
+fn absent_is_none<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::NoNode(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The one watcher of a session. It runs on the crate's event thread and only sends: a panic would end that thread.
+fn watcher(connect: ConnectString, notify: Notify) -> impl Fn(WatchedEvent) + Send + 'static {
+    move |event| {
+        let change = match event.event_type {
+            WatchedEventType::NodeCreated => Change::Created,
+            WatchedEventType::NodeDeleted => Change::Deleted,
+            WatchedEventType::NodeDataChanged => Change::Data,
+            WatchedEventType::NodeChildrenChanged => Change::Children,
+            _ => return,
+        };
+        if let Some(path) = event.path {
+            notify(Event::Watch { path: connect.relative(&path), change });
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let spawned = thread::Builder::new().name(name.into()).spawn(work);
+    spawned.map(drop).map_err(|error| format!("no thread could be started: {error}"))
+}
