@@ -1,0 +1,187 @@
+//! What the command lines of `zk-master`, `zk-worker` and `zk-client` share: the options of the connection, the log, the
+//! stop signals. Nothing of what any of them does.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use log::LevelFilter;
+use zk_session::{Config, ConnectString};
+
+/// How to reach the ensemble, and how much to say.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// The ensemble: `host:port[,host:port...][/chroot]`
+    #[arg(long, env = "ZK_CONNECT", value_name = "CONNECT", default_value = "127.0.0.1:2181", global = true)]
+    pub zk: ConnectString,
+
+    /// A file with `digest:user:password`: every znode made is then for that identity only
+    #[arg(long, env = "ZK_AUTH_FILE", value_name = "FILE", global = true)]
+    pub auth_file: Option<PathBuf>,
+
+    /// The identity itself, for whoever has it in the environment.
+    #[arg(long, env = "ZK_AUTH", hide = true, hide_env_values = true, value_name = "IDENTITY", global = true)]
+    auth: Option<String>,
+
+    /// More in the log (twice: more still)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Less in the log (twice: errors only)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub quiet: u8,
+}
+
+/// An option that cannot be used, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// The file of `--auth-file` cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Unreadable(PathBuf, io::Error),
+    /// Others could read the password.
+    #[error("{0} can be read by others: chmod 600 {0}")]
+    Open(PathBuf),
+    /// It does not hold an identity.
+    #[error("{0} does not hold digest:user:password")]
+    NoIdentity(String),
+    /// Stop signals cannot be heard.
+    #[error("cannot listen for stop signals: {0}")]
+    Signals(ctrlc::Error),
+}
+
+impl CommonArgs {
+    /// How to reach the ensemble.
+    ///
+    /// # Errors
+    /// The identity cannot be used.
+    pub fn config(&self, session_timeout: Duration) -> Result<Config, ArgsError> {
+        let digest = match (&self.auth_file, &self.auth) {
+            (Some(file), _) => Some(digest_of(&read_secret(file)?, &file.display().to_string())?),
+            (None, Some(identity)) => Some(digest_of(identity, "ZK_AUTH")?),
+            (None, None) => None,
+        };
+        Ok(Config { connect: self.zk.clone(), timeout: session_timeout, digest })
+    }
+
+    /// Starts the log on standard error: `info` and above, unless the options or `RUST_LOG` say otherwise.
+    pub fn start_log(&self) {
+        let level = match i16::from(self.verbose) - i16::from(self.quiet) {
+            ..=-2 => LevelFilter::Error,
+            -1 => LevelFilter::Warn,
+            0 => LevelFilter::Info,
+            1 => LevelFilter::Debug,
+            2.. => LevelFilter::Trace,
+        };
+        // The zookeeper crate logs 30,000 lines a second while a server is away, and sessions' passwords at trace.
+        let mut log = env_logger::Builder::new();
+        log.filter_level(level).parse_default_env().filter_module("zookeeper", LevelFilter::Off).init();
+    }
+}
+
+fn read_secret(path: &Path) -> Result<String, ArgsError> {
+    let unreadable = |error| ArgsError::Unreadable(path.to_owned(), error);
+    let mut file = File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.mode() & 0o077 != 0 {
+        return Err(ArgsError::Open(path.to_owned()));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+fn digest_of(text: &str, source: &str) -> Result<String, ArgsError> {
+    let digest = text.trim().strip_prefix("digest:").filter(|digest| digest.contains(':'));
+    digest.map(str::to_owned).ok_or_else(|| ArgsError::NoIdentity(source.to_owned()))
+}
+
+/// A duration as the command line writes it: `500ms`, `10s`, `5m`, `2h`, `7d`.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error} (write 500ms, 10s, 5m, 2h or 7d)"))?;
+    // ZooKeeper counts a session timeout in milliseconds with 31 bits, and so does everybody who adds one to a clock.
+    if duration.as_millis() > i32::MAX as u128 * 100 { Err("it is too long".to_owned()) } else { Ok(duration) }
+}
+
+/// A session timeout: a duration that ZooKeeper can be asked for.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn session_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = duration(text)?;
+    let possible = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+    if possible.contains(&timeout) { Ok(timeout) } else { Err("a session timeout is from 100ms to 24h".to_owned()) }
+}
+
+/// The name of this host.
+pub fn host() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+/// Calls `stop` at each SIGINT, SIGTERM or SIGHUP. It runs on a thread of its own and should only send.
+///
+/// # Errors
+/// The system does not allow it.
+pub fn on_stop_signal(stop: impl FnMut() + Send + 'static) -> Result<(), ArgsError> {
+    ctrlc::set_handler(stop).map_err(ArgsError::Signals)
+}
+
+/// The end of a daemon: what went wrong, on one line of standard error with all its causes, and the exit code 1.
+#[expect(clippy::print_stderr, reason = "the one place where a daemon tells its user why it ends")]
+pub fn exit(program: &str, ran: Result<(), impl std::error::Error>) -> ExitCode {
+    let Err(error) = ran else { return ExitCode::SUCCESS };
+    eprintln!("{program}: {}", chain(&error));
+    ExitCode::FAILURE
+}
+
+/// An error and its causes, joined by colons.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn args(file: &Path) -> CommonArgs {
+        let zk = "a:1".parse().unwrap();
+        CommonArgs { zk, auth_file: Some(file.to_owned()), auth: None, verbose: 0, quiet: 0 }
+    }
+
+    #[test]
+    fn an_identity_that_others_can_read_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "digest:ann:secret\n").unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let refused = args(file.path()).config(Duration::from_secs(1)).unwrap_err();
+        assert!(refused.to_string().contains("chmod 600"), "{refused}");
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+        let config = args(file.path()).config(Duration::from_secs(1)).unwrap();
+        assert_eq!(config.digest.as_deref(), Some("ann:secret"));
+        std::fs::write(file.path(), "ann").unwrap();
+        assert!(args(file.path()).config(Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        for bad in ["", "10", "-1s", "x", "9999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(session_timeout("1ms").is_err());
+    }
+}
