@@ -1,0 +1,124 @@
+//! Carries out a [`Plan`]: no decisions live here.
+
+use zk_session::{Error, Kind, Session, in_parallel};
+use znode_paths::{Assignment, paths};
+
+use crate::plan::{Chain, Plan, Step};
+use crate::reading::Reading;
+
+/// How far a chain came, and why not further.
+type Progress<'a> = (Vec<&'a Step>, Result<(), Error>);
+
+/// Carries out the chains, several at a time, and marks as stale whatever was written, so that it is read before the
+/// next plan. Returns whether anything was done.
+pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading) -> Result<bool, Error> {
+    let mut outcome = Ok(());
+    let mut progress = false;
+    for (tried, result) in in_parallel(&plan.chains, |chain| carry_out(session, chain)) {
+        progress |= result.is_ok() || tried.len() > 1;
+        for step in tried {
+            mark(step, reading);
+        }
+        match result {
+            Ok(()) => {}
+            // The tree is not as it was read: it is read again, and planned again.
+            Err(Error::NoNode(_) | Error::NodeExists(_) | Error::NotEmpty(_) | Error::BadVersion(_)) => {}
+            Err(error) => outcome = Err(error),
+        }
+    }
+    outcome.map(|()| progress)
+}
+
+fn carry_out<'a>(session: &Session, chain: &'a Chain) -> Progress<'a> {
+    let mut tried = Vec::new();
+    for step in chain {
+        tried.push(step);
+        match carry_out_step(session, step) {
+            Ok(()) => log::log!(level(step), "{}", sentence(step)),
+            Err(error) => {
+                log::debug!("not done: {}: {error}", sentence(step));
+                return (tried, Err(error));
+            }
+        }
+    }
+    (tried, Ok(()))
+}
+
+fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
+    match step {
+        // Already there means already recorded, perhaps by the primary before us.
+        Step::Record(task, number, attempt) => {
+            let path = paths::attempt(task, *number);
+            already(session.create(&path, &attempt.encode(), Kind::Persistent).map(drop))
+        }
+        // Already there means already final.
+        Step::Finish(task, status) => {
+            already(session.create(&paths::status(task), &status.encode(), Kind::Persistent).map(drop))
+        }
+        Step::Unassign(worker, task) => gone(session.delete(&paths::assignment(worker, task), None)),
+        Step::Assign(worker, task, meta) => {
+            let data = Assignment { meta: Some(meta.clone()) }.encode();
+            session.create(&paths::assignment(worker, task), &data, Kind::Persistent).map(drop)
+        }
+        Step::Remove(task, _) => remove(session, &paths::task(task)),
+        Step::RemoveDesk(worker) => gone(session.delete(&paths::assignments(worker), None)),
+    }
+}
+
+/// Deletes a znode with all that is below it.
+fn remove(session: &Session, path: &str) -> Result<(), Error> {
+    for child in session.children(path, false)?.unwrap_or_default() {
+        remove(session, &format!("{path}/{child}"))?;
+    }
+    gone(session.delete(path, None))
+}
+
+fn already(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::NodeExists(_)) => Ok(()),
+        result => result,
+    }
+}
+
+fn gone(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::NoNode(_)) => Ok(()),
+        result => result,
+    }
+}
+
+fn mark(step: &Step, reading: &mut Reading) {
+    match step {
+        Step::Record(task, ..) | Step::Finish(task, _) => reading.wrote_task(*task),
+        Step::Unassign(worker, task) => reading.unassigned(worker, *task),
+        Step::Assign(worker, ..) | Step::RemoveDesk(worker) => reading.wrote_desk(worker),
+        Step::Remove(task, _) => reading.removed_task(*task),
+    }
+}
+
+/// What follows from a task's end is no news.
+fn level(step: &Step) -> log::Level {
+    match step {
+        Step::Record(..) | Step::Finish(..) | Step::Assign(..) => log::Level::Info,
+        Step::Unassign(..) | Step::Remove(..) | Step::RemoveDesk(_) => log::Level::Debug,
+    }
+}
+
+fn sentence(step: &Step) -> String {
+    match step {
+        Step::Record(task, number, attempt) => {
+            let worker = attempt.meta.as_ref().and_then(|meta| meta.worker.as_ref());
+            let worker = worker.map(|worker| format!(" worker={worker}")).unwrap_or_default();
+            format!("recorded a lost attempt task={task} attempt={number}{worker}")
+        }
+        Step::Finish(task, status) => {
+            let reason = status.meta.as_ref().and_then(|meta| meta.reason.as_deref());
+            let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            format!("ended task={task} status={}{reason}", status.outcome.word())
+        }
+        Step::Unassign(worker, task) => format!("unassigned task={task} worker={worker}"),
+        Step::Assign(worker, task, meta) => format!("assigned task={task} worker={worker} attempt={}", meta.attempt),
+        Step::Remove(task, why) => format!("removed task={task}: {why}"),
+        Step::RemoveDesk(worker) => format!("removed what a worker long gone left worker={worker}"),
+    }
+}

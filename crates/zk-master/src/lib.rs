@@ -1,0 +1,308 @@
+//! `zk-master`: one of several is the primary and assigns tasks to workers.
+//!
+//! ```text
+//!            a session is up                 /master is ours
+//!  SEEKING ──────────────────▶ STANDING BY ─────────────────▶ REIGNING
+//!     ▲                             ▲   /master goes: try        │
+//!     │                             └────────────────────────────┤ /master or /epoch is not ours any more
+//!     └──────────────────────────────────────────────────────────┘ the session is lost
+//! ```
+//!
+//! One thread decides; whatever happens is a message in its mailbox. A primary reads what is stale ([`reading`]), decides
+//! ([`plan`], a pure function) and writes ([`execute`]), until there is nothing left to do, and then waits. All its
+//! writes go through the very session that owns `/master`; with the session goes all that it knew.
+//!
+//! Deliberately absent: any state of its own. A master that dies at any moment leaves a tree from which the next one plans
+//! the rest.
+
+mod args;
+mod election;
+mod execute;
+pub mod plan;
+mod reading;
+pub mod view;
+
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
+use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
+
+pub use args::Args;
+
+use election::Standing;
+use plan::{Retention, plan};
+use reading::Reading;
+
+/// What a master needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// How to reach the ensemble.
+    pub session: zk_session::Config,
+    /// What `/master` holds while this is the primary.
+    pub address: Address,
+    /// What to keep of finished tasks.
+    pub retention: Retention,
+}
+
+/// Why a master cannot start. Once it has started, it goes on until it is told to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option cannot be used.
+    #[error(transparent)]
+    Args(#[from] zk_cli::ArgsError),
+    /// The name of this host makes no address.
+    #[error("the name of this host makes no address, give one with --address: {0}")]
+    Address(znode_paths::NameError),
+}
+
+enum Message {
+    Session(Event),
+    Stop,
+}
+
+/// How long to wait for the server's word that the session is closed.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// The first pause after something failed for another reason than a lost session, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The pause after a pass in which no step could be carried out: somebody is changing the tree under us.
+const FRUITLESS: Duration = Duration::from_millis(200);
+
+/// Runs until a stop signal.
+///
+/// # Errors
+/// It cannot start.
+pub fn run(config: Config) -> Result<(), Error> {
+    let (tx, rx) = mpsc::channel();
+    let stop = tx.clone();
+    // A mailbox that nobody reads any more belongs to a master that has ended.
+    zk_cli::on_stop_signal(move || _ = stop.send(Message::Stop))?;
+    let notify: Notify = Arc::new(move |event| _ = tx.send(Message::Session(event)));
+    let instance = Instance::from_random(fastrand::u64(..));
+    log::info!("started address={} instance={instance} zk={}", config.address, config.session.connect);
+    let Config { session, address, retention } = config;
+    let mut master =
+        Master { session: Arc::new(session), address, retention, instance, sessions: 0, notify, pause: FIRST_PAUSE };
+    let mut state = master.seek(Duration::ZERO);
+    loop {
+        let message = match state.wake() {
+            None => rx.recv().ok(),
+            Some(at) => rx.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
+        };
+        // All that is there is taken at once: a hundred hints are one reading.
+        for message in message.into_iter().chain(rx.try_iter()) {
+            match message {
+                Message::Stop => {
+                    state.close();
+                    log::info!("stopped");
+                    return Ok(());
+                }
+                Message::Session(event) => state = master.on_event(state, event),
+            }
+        }
+        state = master.go_on(state);
+    }
+}
+
+enum State {
+    /// No session. The search starts when the pause is over.
+    Seeking { from: Instant, opening: Option<Opening> },
+    /// A session, and somebody else's `/master`, unless `stale`.
+    StandingBy { session: Session, stale: bool, primary: String },
+    /// `/master` is ours.
+    Reigning { session: Session, reading: Box<Reading>, wake: Option<Instant> },
+    /// The session is over; the news is on its way into the mailbox.
+    Losing { session: Session },
+}
+
+impl State {
+    fn wake(&self) -> Option<Instant> {
+        match self {
+            State::Seeking { from, opening: None } => Some(*from),
+            State::Reigning { wake, .. } => *wake,
+            _ => None,
+        }
+    }
+
+    fn session(&self) -> Option<&Session> {
+        match self {
+            State::Seeking { .. } => None,
+            State::StandingBy { session, .. } | State::Reigning { session, .. } | State::Losing { session } => {
+                Some(session)
+            }
+        }
+    }
+
+    fn close(&self) {
+        if let Some(session) = self.session() {
+            session.close(CLOSE);
+        }
+    }
+}
+
+struct Master {
+    session: Arc<zk_session::Config>,
+    address: Address,
+    retention: Retention,
+    instance: Instance,
+    /// How many sessions there have been.
+    sessions: u32,
+    notify: Notify,
+    pause: Duration,
+}
+
+impl Master {
+    fn seek(&mut self, pause: Duration) -> State {
+        State::Seeking { from: Instant::now() + pause, opening: None }
+    }
+
+    fn on_event(&mut self, state: State, event: Event) -> State {
+        match (event, state) {
+            (Event::Opened(session), State::Seeking { .. }) => match self.introduce(&session) {
+                Ok(()) => State::StandingBy { session, stale: true, primary: String::new() },
+                Err(error) => self.give_up(session, &error),
+            },
+            (Event::Lost { session: number, reason }, state) => match state.session() {
+                Some(session) if session.number() == number => {
+                    log::warn!("session lost, was {}: {reason}", state_name(&state));
+                    self.seek(Duration::ZERO)
+                }
+                _ => state,
+            },
+            (Event::Watch { path, change }, mut state) => {
+                match &mut state {
+                    State::StandingBy { stale, .. } => *stale |= path == paths::MASTER && change != Change::Children,
+                    State::Reigning { reading, .. } => reading.hint(&path, change),
+                    State::Seeking { .. } | State::Losing { .. } => {}
+                }
+                state
+            }
+            (Event::Opened(_), state) => state,
+        }
+    }
+
+    /// Does whatever can be done without another message.
+    fn go_on(&mut self, state: State) -> State {
+        match state {
+            State::Seeking { from, opening: None } if from <= Instant::now() => {
+                self.sessions += 1;
+                let opening = zk_session::open_in_background(&self.session, self.sessions, &self.notify);
+                State::Seeking { from, opening: Some(opening) }
+            }
+            State::StandingBy { session, stale: true, primary } => self.stand(session, &primary),
+            State::Reigning { session, reading, .. } => self.reign(session, reading),
+            state => state,
+        }
+    }
+
+    /// Makes this process known: its node below `/live`. Then ends its earlier sessions, whose `/master` would stand in the
+    /// way until they expire.
+    fn introduce(&self, session: &Session) -> Result<(), zk_session::Error> {
+        session.ensure("/")?;
+        session.ensure(paths::LIVE)?;
+        let name = LiveName { instance: self.instance, session: session.number() };
+        let node = Live::new(self.address.as_str(), Role::Master, None);
+        let id = session.own(&paths::live(&name), &node.encode())?;
+        log::debug!("introduced session={id}");
+        for earlier in earlier_sessions(session, name)? {
+            match session.end_earlier(earlier) {
+                Ok(true) => log::info!("ended an earlier session of this process session={earlier}"),
+                Ok(false) => {}
+                Err(error) => log::warn!("cannot end an earlier session, it will expire session={earlier}: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn stand(&mut self, session: Session, before: &str) -> State {
+        match election::stand(&session, &self.address) {
+            Ok(Standing::Primary { fence }) => {
+                log::info!("primary fence={fence}");
+                self.pause = FIRST_PAUSE;
+                self.reign(session, Box::new(Reading::new(fence)))
+            }
+            Ok(Standing::Standby { primary }) => {
+                if primary != before {
+                    log::info!("standing by primary={primary:?}");
+                }
+                self.pause = FIRST_PAUSE;
+                State::StandingBy { session, stale: false, primary }
+            }
+            Err(error) => self.give_up(session, &error),
+        }
+    }
+
+    /// Reads, plans and writes once.
+    fn reign(&mut self, session: Session, mut reading: Box<Reading>) -> State {
+        reading.look_for_missing();
+        match self.pass(&session, &mut reading) {
+            Ok(Pass::Rest(wake)) => State::Reigning { session, reading, wake },
+            Ok(Pass::Deposed) => {
+                log::warn!("not the primary any more: /master or /epoch is not ours");
+                State::StandingBy { session, stale: true, primary: String::new() }
+            }
+            Err(error) => self.give_up(session, &error),
+        }
+    }
+
+    fn pass(&self, session: &Session, reading: &mut Reading) -> Result<Pass, zk_session::Error> {
+        if std::mem::take(&mut reading.stale.reign) && !election::reigns(session, reading.view.fence)? {
+            return Ok(Pass::Deposed);
+        }
+        reading.refresh(session)?;
+        let plan = plan(&reading.view, self.retention);
+        let pause = if plan.chains.is_empty() {
+            let in_ms = plan.look_again_ms.map(|at| u64::try_from(at - reading.view.now_ms).unwrap_or(0));
+            in_ms.map(|in_ms| Duration::from_millis(in_ms.max(10)))
+        } else if execute::execute(session, &plan, reading)? {
+            // What was written is read again at once; in between the mailbox is looked at.
+            Some(Duration::ZERO)
+        } else {
+            Some(FRUITLESS)
+        };
+        Ok(Pass::Rest(pause.map(|pause| Instant::now() + pause)))
+    }
+
+    /// Something went wrong. A lost session is followed by the next; anything else is tried again after a pause.
+    fn give_up(&mut self, session: Session, error: &zk_session::Error) -> State {
+        if matches!(error, zk_session::Error::Lost(_)) {
+            return State::Losing { session };
+        }
+        log::error!("cannot go on, will try again in {} ms: {error}", self.pause.as_millis());
+        session.close(CLOSE);
+        let state = self.seek(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        state
+    }
+}
+
+enum Pass {
+    Deposed,
+    /// Until then nothing is to be done, unless a message comes.
+    Rest(Option<Instant>),
+}
+
+fn state_name(state: &State) -> &'static str {
+    match state {
+        State::Seeking { .. } => "seeking",
+        State::StandingBy { .. } => "standing by",
+        State::Reigning { .. } => "primary",
+        State::Losing { .. } => "losing it",
+    }
+}
+
+/// The sessions of the same process that are not over yet.
+fn earlier_sessions(session: &Session, own: LiveName) -> Result<Vec<SessionId>, zk_session::Error> {
+    let mut earlier = Vec::new();
+    for name in session.children(paths::LIVE, false)?.unwrap_or_default() {
+        let Ok(name) = name.parse::<LiveName>() else { continue };
+        if name.instance == own.instance && name.session < own.session {
+            let owner = session.stat(&paths::live(&name), false)?.and_then(|stat| stat.owner);
+            earlier.extend(owner);
+        }
+    }
+    Ok(earlier)
+}

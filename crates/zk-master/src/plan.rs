@@ -1,0 +1,338 @@
+//! What a primary does about what it has read: decisions as values. No I/O, no clock, no randomness.
+//!
+//! Why an order of writes is safe is decided here. A [`Chain`] is carried out in its order and stops where a step fails;
+//! chains are independent of each other. Every step is a create-if-absent under a fixed name or a delete of something
+//! that nobody needs any more, so that a master that dies after any of them leaves a tree from which the next one plans
+//! the rest:
+//!
+//! * *record, delete, assign again* for what a lost worker had. Recorded first, a start is never forgotten: a task that
+//!   may start once only does not start again. "Already there" means already counted, for the number of the record is the
+//!   number in the assignment. Assigned again only in a later plan, when the assignment is seen to be gone.
+//! * A status is never written by the primary while the task may run: only when its worker is lost (and so its processes
+//!   are dead), when it never started, or when it is a worker registered by hand that cannot be asked.
+//! * An assignment is deleted only when its worker is lost, its task is gone or has a status, or its worker returned it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use znode_paths::{
+    Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Instance, Outcome, Status, TaskMeta, TaskName,
+    WorkerName,
+};
+
+use crate::view::{Desk, Known, Open, SETTLING_MS, Stage, Vanished, View};
+
+/// What to keep of finished tasks.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// For how long, in milliseconds.
+    pub age_ms: i64,
+    /// How many.
+    pub count: usize,
+}
+
+/// Nothing finished is removed sooner: a client between two sessions must find it (PROTOCOL section 3, Housekeeping).
+const KEPT_AT_LEAST_MS: i64 = 60_000;
+
+/// The desk of a worker that is missing for so long is removed when it is empty.
+const DESK_KEPT_MS: i64 = 60_000;
+
+/// One write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Create `attempt-<number>` below the task, if absent.
+    Record(TaskName, u32, Attempt),
+    /// Create the task's status, if absent.
+    Finish(TaskName, Status),
+    /// Delete an assignment.
+    Unassign(WorkerName, TaskName),
+    /// Create an assignment.
+    Assign(WorkerName, TaskName, AssignmentMeta),
+    /// Delete a task and what is below it.
+    Remove(TaskName, &'static str),
+    /// Delete the empty `/assign/<worker>` of a worker long gone.
+    RemoveDesk(WorkerName),
+}
+
+/// Steps to be carried out one after the other.
+pub type Chain = Vec<Step>;
+
+/// What to do now, and when to look again though nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[must_use = "a step that is not carried out is a decision lost"]
+pub struct Plan {
+    /// In any order, also at the same time.
+    pub chains: Vec<Chain>,
+    /// By the servers' clock.
+    pub look_again_ms: Option<i64>,
+}
+
+/// Decides what is to be done.
+pub fn plan(view: &View, retention: Retention) -> Plan {
+    let living = view.living();
+    let duplicates = duplicates(view);
+    let mut plan = Plan::default();
+    let mut held = BTreeSet::new();
+
+    for name in &duplicates {
+        plan.chains.push(vec![Step::Remove(*name, "a later one of the same submit")]);
+    }
+    for (worker, desk) in &view.assign {
+        for (name, assignment) in &desk.tasks {
+            held.insert(*name);
+            let chain = held_task(view, worker, *name, assignment, &living);
+            if !chain.is_empty() && !duplicates.contains(name) {
+                plan.chains.push(chain);
+            }
+        }
+    }
+    let mut room = room(view);
+    let mut waiting = Vec::new();
+    for (name, known) in &view.tasks {
+        let Some(open) = known.open() else { continue };
+        if held.contains(name) || duplicates.contains(name) {
+            continue;
+        }
+        match unassigned_task(view, *name, open, &living) {
+            Next::End(outcome, reason) => {
+                plan.chains.push(vec![Step::Finish(*name, status(open, outcome, reason))]);
+            }
+            Next::Record(number, attempt) => plan.chains.push(vec![Step::Record(*name, number, attempt)]),
+            Next::BackTo(worker) => plan.chains.push(vec![assign(view, worker, *name, known, open)]),
+            Next::Wait => {}
+            Next::Place => waiting.push((Reverse(priority(open)), *name, known, open)),
+        }
+    }
+    waiting.sort_by_key(|(priority, name, ..)| (*priority, *name));
+    for (_, name, known, open) in waiting {
+        if room.values().all(|free| *free == 0) {
+            break;
+        }
+        if let Some(worker) = place(view, &mut room, open) {
+            plan.chains.push(vec![assign(view, &worker, name, known, open)]);
+        }
+    }
+    housekeeping(view, retention, &mut plan);
+    plan
+}
+
+/// Of several tasks of one submit all but the one with the lowest number (PROTOCOL section 3, Clients).
+fn duplicates(view: &View) -> BTreeSet<TaskName> {
+    let mut seen = BTreeSet::new();
+    let submits = view.tasks.iter().filter_map(|(name, known)| Some((*name, known.submit.as_deref()?)));
+    submits.filter(|(_, submit)| !seen.insert(*submit)).map(|(name, _)| name).collect()
+}
+
+/// What to do about a task that is assigned.
+fn held_task(
+    view: &View,
+    worker: &WorkerName,
+    name: TaskName,
+    assignment: &Assignment,
+    living: &BTreeSet<Instance>,
+) -> Chain {
+    let unassign = Step::Unassign(worker.clone(), name);
+    let Some(known) = view.tasks.get(&name) else { return vec![unassign] };
+    let another = assignment.meta.as_ref().is_some_and(|meta| meta.task != known.czxid);
+    let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
+    let Stage::Open(open) = &known.stage else { return vec![unassign] };
+    if another || returned {
+        return vec![unassign];
+    }
+    if view.holder_lost(worker, assignment, living) {
+        let first = match after_loss(worker, assignment, open) {
+            Next::End(outcome, reason) => Step::Finish(name, status(open, outcome, reason)),
+            Next::Record(number, attempt) => Step::Record(name, number, attempt),
+            Next::BackTo(_) | Next::Wait | Next::Place => unreachable!("a loss is recorded or ends the task"),
+        };
+        return vec![first, unassign];
+    }
+    let by_hand = view.workers.get(worker).is_none_or(|worker| worker.instance().is_none());
+    if open.cancel && by_hand && assignment.instance().is_none() {
+        let why = "cancelled while a worker registered by hand had it".to_owned();
+        return vec![Step::Finish(name, status(open, Outcome::Cancelled, why)), unassign];
+    }
+    Vec::new()
+}
+
+/// What comes next for a task.
+enum Next<'a> {
+    End(Outcome, String),
+    Record(u32, Attempt),
+    BackTo(&'a WorkerName),
+    Wait,
+    Place,
+}
+
+/// What becomes of a task whose worker is lost with it.
+fn after_loss(worker: &WorkerName, assignment: &Assignment, open: &Open) -> Next<'static> {
+    if open.cancel {
+        return Next::End(Outcome::Cancelled, format!("cancelled, and its worker {worker} was lost"));
+    }
+    let number = assignment.meta.as_ref().map_or_else(|| next_attempt(open), |meta| meta.attempt);
+    let mut losses = losses(open);
+    losses.insert(number);
+    if let Some(why) = no_more_starts(open, losses.len()) {
+        return Next::End(Outcome::Lost, format!("its worker {worker} was lost, {why}"));
+    }
+    let meta = AttemptMeta {
+        worker: Some(worker.clone()),
+        instance: assignment.instance(),
+        reason: "its worker was lost".to_owned(),
+        ..AttemptMeta::default()
+    };
+    Next::Record(number, Attempt::lost(meta))
+}
+
+/// The attempts that ended because of a lost worker; a record that cannot be read counts, to be on the safe side.
+fn losses(open: &Open) -> BTreeSet<u32> {
+    let lost = open.attempts.iter().filter(|(_, kind)| **kind != Some(AttemptKind::Failed));
+    lost.map(|(number, _)| *number).collect()
+}
+
+fn no_more_starts(open: &Open, losses: usize) -> Option<String> {
+    let meta = open.meta.as_ref().ok().and_then(Option::as_ref);
+    if losses > 0 && meta.is_some_and(|meta| meta.no_requeue) {
+        return Some("and it may start once only".to_owned());
+    }
+    let most = meta.map_or_else(|| TaskMeta::new(String::new()).max_attempts, |meta| meta.max_attempts);
+    let used_up = losses >= usize::try_from(most.max(1)).unwrap_or(usize::MAX);
+    used_up.then(|| format!("attempt {losses} of {most}"))
+}
+
+fn next_attempt(open: &Open) -> u32 {
+    open.attempts.last_key_value().map_or(1, |(number, _)| number.saturating_add(1))
+}
+
+/// What to do about a task that is not assigned.
+fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTreeSet<Instance>) -> Next<'a> {
+    let meta = match &open.meta {
+        Ok(meta) => meta.as_ref(),
+        Err(why) => return Next::End(Outcome::Failed, why.clone()),
+    };
+    if let Some(Vanished { worker, assignment }) = view.vanished.get(&name) {
+        // Somebody deleted the assignment, and perhaps the processes still run: as long as whoever had it lives, nobody
+        // else may get it. It comes back to them with a new fence, and they start it when the old processes are gone.
+        return match view.holder_lost(worker, assignment, living) {
+            true if recorded(open, assignment) => Next::Place,
+            true => after_loss(worker, assignment, open),
+            false if view.assign.contains_key(worker) && view.workers.contains_key(worker) => Next::BackTo(worker),
+            false => Next::Wait,
+        };
+    }
+    if open.cancel {
+        return Next::End(Outcome::Cancelled, "cancelled before it started".to_owned());
+    }
+    let losses = losses(open).len();
+    if losses > 0
+        && let Some(why) = no_more_starts(open, losses)
+    {
+        return Next::End(Outcome::Lost, format!("its worker was lost, {why}"));
+    }
+    for before in meta.into_iter().flat_map(|meta| &meta.after) {
+        match view.tasks.get(before).map(|known| &known.stage) {
+            Some(Stage::Open(_)) => return Next::Wait,
+            Some(Stage::Ended { outcome: Outcome::Done, .. }) => {}
+            Some(Stage::Ended { outcome, .. }) => {
+                return Next::End(Outcome::Cancelled, format!("{before}, which it waited for, is {}", outcome.word()));
+            }
+            None => {
+                return Next::End(Outcome::Cancelled, format!("{before}, which it waited for, does not exist"));
+            }
+        }
+    }
+    Next::Place
+}
+
+fn recorded(open: &Open, assignment: &Assignment) -> bool {
+    assignment.meta.as_ref().is_some_and(|meta| open.attempts.contains_key(&meta.attempt))
+}
+
+/// The status that a primary writes: one word for a task made by hand, as in the transcript; but somebody whose data
+/// cannot be decoded is told why.
+fn status(open: &Open, outcome: Outcome, reason: String) -> Status {
+    match open.meta {
+        Ok(None) => Status::plain(outcome),
+        Ok(Some(_)) | Err(_) => Status::because(outcome, reason),
+    }
+}
+
+fn priority(open: &Open) -> i64 {
+    open.meta.as_ref().ok().and_then(Option::as_ref).map_or(0, |meta| meta.priority)
+}
+
+/// The workers that take something new, and for how many tasks each has room.
+fn room(view: &View) -> BTreeMap<&WorkerName, u32> {
+    let free = |(name, desk): (&WorkerName, &Desk)| {
+        let (name, worker) = view.workers.get_key_value(name)?;
+        let stopping = worker.meta.as_ref().is_some_and(|meta| meta.stopping);
+        let busy = desk.tasks.keys().filter(|task| view.tasks.get(task).is_none_or(|known| known.open().is_some()));
+        let free = worker.slots().saturating_sub(u32::try_from(busy.count()).unwrap_or(u32::MAX));
+        (!desk.drain && !stopping).then_some((name, free))
+    };
+    // A worker whose node below /assign is not there yet cannot be given anything.
+    view.assign.iter().filter_map(free).collect()
+}
+
+/// The worker with the most free slots of those that may run the task, the first by name among equals.
+fn place(view: &View, room: &mut BTreeMap<&WorkerName, u32>, open: &Open) -> Option<WorkerName> {
+    let meta = open.meta.as_ref().ok().and_then(Option::as_ref);
+    let fits = |name: &WorkerName| {
+        let Some(meta) = meta else { return true };
+        let labels = view.workers[name].meta.as_ref().map(|meta| &meta.labels);
+        let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
+        meta.on.as_ref().is_none_or(|on| on == name) && meta.require.iter().all(has)
+    };
+    let (name, free) = room
+        .iter_mut()
+        .filter(|(name, free)| **free > 0 && fits(name))
+        .max_by_key(|(name, free)| (**free, Reverse(**name)))?;
+    *free -= 1;
+    Some((*name).clone())
+}
+
+fn assign(view: &View, worker: &WorkerName, name: TaskName, known: &Known, open: &Open) -> Step {
+    let instance = view.workers[worker].instance();
+    Step::Assign(worker.clone(), name, AssignmentMeta::new(instance, view.fence, next_attempt(open), known.czxid))
+}
+
+/// What is kept of what has ended, and when to look again.
+fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
+    let mut look_again = |at_ms: i64| {
+        plan.look_again_ms = Some(plan.look_again_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
+    };
+    for (worker, since) in &view.missing_since_ms {
+        let Some(desk) = view.assign.get(worker) else { continue };
+        if view.census_ms - since < SETTLING_MS {
+            look_again(since + SETTLING_MS);
+        } else if desk.tasks.is_empty() && !desk.drain && !desk.strangers {
+            if view.now_ms - since >= DESK_KEPT_MS {
+                plan.chains.push(vec![Step::RemoveDesk(worker.clone())]);
+            } else {
+                look_again(since + DESK_KEPT_MS);
+            }
+        }
+    }
+    let needed: BTreeSet<TaskName> = {
+        let metas = view.tasks.values().filter_map(Known::open).filter_map(|open| open.meta.as_ref().ok()?.as_ref());
+        metas.flat_map(|meta| meta.after.iter().copied()).collect()
+    };
+    let mut ended: Vec<(i64, TaskName)> = view
+        .tasks
+        .iter()
+        .filter_map(|(name, known)| match known.stage {
+            Stage::Ended { at_ms, .. } if !needed.contains(name) => Some((at_ms, *name)),
+            _ => None,
+        })
+        .collect();
+    ended.sort_unstable();
+    let surplus = ended.len().saturating_sub(retention.count);
+    for (index, (at_ms, name)) in ended.into_iter().enumerate() {
+        let age = if index < surplus { KEPT_AT_LEAST_MS } else { retention.age_ms.max(KEPT_AT_LEAST_MS) };
+        if view.now_ms - at_ms >= age {
+            plan.chains.push(vec![Step::Remove(name, "finished long ago")]);
+        } else {
+            look_again(at_ms + age);
+        }
+    }
+}

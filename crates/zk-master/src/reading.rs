@@ -1,0 +1,365 @@
+//! Keeps the [`View`] true: reads what changed, and sets the watch that says so the next time.
+//!
+//! What is stale is marked and read again before the next plan; that includes all that the primary itself has written,
+//! for reads on a session see the writes before them. Nothing is ever concluded from a notification alone.
+
+use std::collections::BTreeSet;
+
+use zk_session::{Change, Error, Session, in_parallel};
+use znode_paths::paths::{self, Place, TaskChild, task_child};
+use znode_paths::{Assignment, Attempt, Drain, LiveName, Status, Task, TaskName, Worker, WorkerName};
+
+use crate::view::{Desk, Known, Open, Stage, Vanished, View};
+
+/// The view, and which parts of it are stale.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) view: View,
+    /// Whether anything may have changed since the last plan.
+    pub(crate) stale: Stale,
+    /// Names that were found and are not of this protocol: each is said once.
+    ignored: BTreeSet<String>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Stale {
+    /// `/master` or `/epoch`.
+    pub(crate) reign: bool,
+    /// `/workers`, what is below it, and `/live`.
+    census: bool,
+    registrations: BTreeSet<WorkerName>,
+    assign: bool,
+    desks: BTreeSet<WorkerName>,
+    assignments: BTreeSet<(WorkerName, TaskName)>,
+    tasks: bool,
+    task: BTreeSet<TaskName>,
+}
+
+impl Reading {
+    /// Nothing is read yet.
+    pub(crate) fn new(fence: i64) -> Self {
+        let view = View { fence, ..View::default() };
+        let stale = Stale { census: true, assign: true, tasks: true, reign: true, ..Stale::default() };
+        Reading { view, stale, ignored: BTreeSet::new() }
+    }
+
+    /// Something changed at a path.
+    pub(crate) fn hint(&mut self, path: &str, change: Change) {
+        let stale = &mut self.stale;
+        match Place::of(path) {
+            Some(Place::Master | Place::Epoch) => stale.reign = true,
+            Some(Place::Workers | Place::Live | Place::LiveNode(_)) => stale.census = true,
+            Some(Place::Worker(worker)) => {
+                stale.census = true;
+                stale.registrations.insert(worker);
+            }
+            Some(Place::Assign) => stale.assign = true,
+            Some(Place::Assignments(worker)) => {
+                stale.assign |= change == Change::Deleted;
+                stale.desks.insert(worker);
+            }
+            Some(Place::Assignment(worker, task)) => {
+                stale.desks.insert(worker.clone());
+                stale.assignments.insert((worker, task));
+            }
+            Some(Place::Tasks) => stale.tasks = true,
+            Some(Place::Task(task)) => {
+                if change == Change::Deleted {
+                    // There may be another one at that path by now.
+                    self.view.tasks.remove(&task);
+                    stale.tasks = true;
+                } else {
+                    stale.task.insert(task);
+                }
+            }
+            Some(Place::TaskChild(task, _)) => _ = stale.task.insert(task),
+            None => {}
+        }
+    }
+
+    /// The primary wrote, or tried to write, what a worker has.
+    pub(crate) fn wrote_desk(&mut self, worker: &WorkerName) {
+        self.stale.desks.insert(worker.clone());
+    }
+
+    /// The primary deleted an assignment itself: it did not vanish.
+    pub(crate) fn unassigned(&mut self, worker: &WorkerName, task: TaskName) {
+        if let Some(desk) = self.view.assign.get_mut(worker) {
+            desk.tasks.remove(&task);
+        }
+        self.stale.desks.insert(worker.clone());
+    }
+
+    /// The primary wrote below a task.
+    pub(crate) fn wrote_task(&mut self, task: TaskName) {
+        self.stale.task.insert(task);
+    }
+
+    /// The primary deleted a task.
+    pub(crate) fn removed_task(&mut self, task: TaskName) {
+        self.view.tasks.remove(&task);
+        self.stale.tasks = true;
+    }
+
+    /// It is time to look at the workers that are missing.
+    pub(crate) fn look_for_missing(&mut self) {
+        self.stale.census |= !self.view.missing_since_ms.is_empty();
+    }
+
+    /// Reads whatever is stale. The order matters: assignments before the tasks and the workers they name, so that none of
+    /// those is missed that was there when the assignment was.
+    pub(crate) fn refresh(&mut self, session: &Session) -> Result<(), Error> {
+        if std::mem::take(&mut self.stale.assign) {
+            self.read_assign(session)?;
+        }
+        for worker in std::mem::take(&mut self.stale.desks) {
+            self.read_desk(session, &worker)?;
+        }
+        let view = &self.view;
+        let strange = |task: &TaskName| !view.tasks.contains_key(task);
+        self.stale.tasks |= view.assign.values().any(|desk| desk.tasks.keys().any(strange));
+        if std::mem::take(&mut self.stale.tasks) {
+            self.read_tasks(session)?;
+        }
+        self.read_each_task(session)?;
+        self.forget_vanished();
+
+        let living = self.view.living();
+        let assigned = self.view.assign.iter().flat_map(|(name, desk)| desk.tasks.values().map(move |a| (name, a)));
+        let gone = |(name, assignment): (&WorkerName, &Assignment)| match assignment.instance() {
+            Some(instance) => !living.contains(&instance),
+            None => !self.view.workers.contains_key(name) && !self.view.missing_since_ms.contains_key(name),
+        };
+        let mut all = assigned.chain(self.view.vanished.values().map(|v| (&v.worker, &v.assignment)));
+        if all.any(gone) {
+            self.stale.census = true;
+        }
+        if std::mem::take(&mut self.stale.census) {
+            self.take_census(session)?;
+        }
+        if let Some(now) = session.server_time_ms() {
+            self.view.now_ms = now;
+        }
+        Ok(())
+    }
+
+    fn read_assign(&mut self, session: &Session) -> Result<(), Error> {
+        let names = self.list(session, paths::ASSIGN)?;
+        let known: BTreeSet<WorkerName> = self.parse(paths::ASSIGN, &names);
+        let before: Vec<WorkerName> = self.view.assign.keys().cloned().collect();
+        for worker in before.into_iter().filter(|worker| !known.contains(worker)) {
+            self.replace_desk(&worker, None);
+        }
+        let new = known.into_iter().filter(|worker| !self.view.assign.contains_key(worker));
+        self.stale.desks.extend(new);
+        Ok(())
+    }
+
+    /// The children of a parent that must be there: made again where somebody deleted it.
+    fn list(&self, session: &Session, parent: &str) -> Result<Vec<String>, Error> {
+        loop {
+            match session.children(parent, true)? {
+                Some(names) => return Ok(names),
+                None => session.ensure(parent)?,
+            }
+        }
+    }
+
+    fn parse<N: std::str::FromStr + Ord>(&mut self, parent: &str, names: &[String]) -> BTreeSet<N> {
+        let mut parsed = BTreeSet::new();
+        for name in names {
+            match name.parse() {
+                Ok(name) => _ = parsed.insert(name),
+                Err(_) => self.ignore(format!("{parent}/{name}"), "its name is not of this protocol"),
+            }
+        }
+        parsed
+    }
+
+    fn ignore(&mut self, path: String, why: &str) {
+        // Somebody with an endless supply of names shall not fill our memory.
+        if self.ignored.len() < 10_000 && !self.ignored.contains(&path) {
+            log::warn!("ignored path={path:?}: {why}");
+            self.ignored.insert(path);
+        }
+    }
+
+    fn read_desk(&mut self, session: &Session, worker: &WorkerName) -> Result<(), Error> {
+        let path = paths::assignments(worker);
+        let Some(names) = session.children(&path, true)? else {
+            self.replace_desk(worker, None);
+            return Ok(());
+        };
+        let drain = session.read(&path, true)?.is_some_and(|(data, _)| Drain::decode(&data).drain);
+        let there: BTreeSet<TaskName> = self.parse(&path, &names);
+        let mut desk = Desk { drain, strangers: there.len() < names.len(), ..Desk::default() };
+        let known = self.view.assign.get(worker).map(|desk| &desk.tasks);
+        for (task, assignment) in known.into_iter().flatten() {
+            let stale = self.stale.assignments.remove(&(worker.clone(), *task));
+            if there.contains(task) && !stale {
+                desk.tasks.insert(*task, assignment.clone());
+            }
+        }
+        let unread: Vec<TaskName> = there.into_iter().filter(|task| !desk.tasks.contains_key(task)).collect();
+        let read = in_parallel(&unread, |task| session.read(&paths::assignment(worker, task), true));
+        for (task, read) in unread.into_iter().zip(read) {
+            // One that went in between has fired the watch on its parent.
+            if let Some((data, _)) = read? {
+                desk.tasks.insert(task, Assignment::decode(&data));
+            }
+        }
+        self.replace_desk(worker, Some(desk));
+        Ok(())
+    }
+
+    fn replace_desk(&mut self, worker: &WorkerName, desk: Option<Desk>) {
+        let empty = Desk::default();
+        let now = desk.as_ref().unwrap_or(&empty);
+        for (task, assignment) in self.view.assign.get(worker).map(|before| &before.tasks).unwrap_or(&empty.tasks) {
+            let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
+            if !now.tasks.contains_key(task) && !returned {
+                let vanished = Vanished { worker: worker.clone(), assignment: assignment.clone() };
+                self.view.vanished.insert(*task, vanished);
+            }
+        }
+        match desk {
+            Some(desk) => self.view.assign.insert(worker.clone(), desk),
+            None => self.view.assign.remove(worker),
+        };
+    }
+
+    /// An assignment that vanished does not matter any more once the task is assigned again, has a status or is gone.
+    fn forget_vanished(&mut self) {
+        let View { vanished, tasks, assign, .. } = &mut self.view;
+        vanished.retain(|task, _| {
+            let open = tasks.get(task).is_some_and(|known| known.open().is_some());
+            let assigned = assign.values().any(|desk| desk.tasks.contains_key(task));
+            open && !assigned
+        });
+    }
+
+    fn read_tasks(&mut self, session: &Session) -> Result<(), Error> {
+        let names = self.list(session, paths::TASKS)?;
+        let there: BTreeSet<TaskName> = self.parse(paths::TASKS, &names);
+        self.view.tasks.retain(|task, _| there.contains(task));
+        self.stale.task.retain(|task| there.contains(task));
+        self.stale.task.extend(there.into_iter().filter(|task| !self.view.tasks.contains_key(task)));
+        Ok(())
+    }
+
+    fn read_each_task(&mut self, session: &Session) -> Result<(), Error> {
+        let stale: Vec<TaskName> = std::mem::take(&mut self.stale.task).into_iter().collect();
+        let stale: Vec<TaskName> = stale
+            .into_iter()
+            .filter(|task| self.view.tasks.get(task).is_none_or(|known| known.open().is_some()))
+            .collect();
+        let tasks = &self.view.tasks;
+        let read = in_parallel(&stale, |task| read_task(session, *task, tasks.get(task)));
+        for (task, known) in stale.into_iter().zip(read) {
+            match known? {
+                Some(known) => self.view.tasks.insert(task, known),
+                None => self.view.tasks.remove(&task),
+            };
+        }
+        Ok(())
+    }
+
+    /// Who is there. In this order: a write on our own session, so that the reads after it see all that was written
+    /// before; `/workers`; `/live`. A worker with a new session makes its node below `/live` before it gives up the old
+    /// session with its registration, so one of the two reads finds it (PROTOCOL section 3, Workers).
+    fn take_census(&mut self, session: &Session) -> Result<(), Error> {
+        session.sync()?;
+        let names = self.list(session, paths::WORKERS)?;
+        let there: BTreeSet<WorkerName> = self.parse(paths::WORKERS, &names);
+        self.view.workers.retain(|worker, _| there.contains(worker));
+        let stale = std::mem::take(&mut self.stale.registrations);
+        let unread: Vec<WorkerName> = there
+            .iter()
+            .filter(|worker| stale.contains(worker) || !self.view.workers.contains_key(worker))
+            .cloned()
+            .collect();
+        let read = in_parallel(&unread, |worker| session.read(&paths::worker(worker), true));
+        for (worker, read) in unread.into_iter().zip(read) {
+            let before = self.view.workers.remove(&worker);
+            let Some((data, _)) = read? else { continue };
+            match Worker::decode(&data) {
+                Ok(registered) => {
+                    if before.as_ref() != Some(&registered) {
+                        log::info!("worker registered worker={worker} address={:?}", registered.address);
+                    }
+                    self.view.workers.insert(worker, registered);
+                }
+                Err(error) => self.ignore(paths::worker(&worker), &error.to_string()),
+            }
+        }
+        let names = self.list(session, paths::LIVE)?;
+        let nodes: BTreeSet<LiveName> = self.parse(paths::LIVE, &names);
+        self.view.live = nodes.into_iter().map(|node| node.instance).collect();
+        self.view.census_ms = session.server_time_ms().unwrap_or(self.view.census_ms);
+        self.note_missing();
+        // Once the loss is recorded, what vanished is a task like any other.
+        let living = self.view.living();
+        let view = &self.view;
+        let settled = |task: &TaskName, vanished: &Vanished| {
+            let open = view.tasks.get(task).and_then(Known::open);
+            let number = vanished.assignment.meta.as_ref().map(|meta| meta.attempt);
+            let recorded = open.zip(number).is_some_and(|(open, number)| open.attempts.contains_key(&number));
+            recorded && view.holder_lost(&vanished.worker, &vanished.assignment, &living)
+        };
+        let settled: Vec<TaskName> =
+            view.vanished.iter().filter(|(task, vanished)| settled(task, vanished)).map(|(task, _)| *task).collect();
+        for task in settled {
+            self.view.vanished.remove(&task);
+        }
+        Ok(())
+    }
+
+    fn note_missing(&mut self) {
+        let View { missing_since_ms: missing, workers, assign, vanished, census_ms, .. } = &mut self.view;
+        missing.retain(|worker, _| !workers.contains_key(worker));
+        for worker in assign.keys().chain(vanished.values().map(|vanished| &vanished.worker)) {
+            if !workers.contains_key(worker) && !missing.contains_key(worker) {
+                log::info!("worker missing worker={worker}");
+                missing.insert(worker.clone(), *census_ms);
+            }
+        }
+        missing.retain(|worker, _| assign.contains_key(worker) || vanished.values().any(|v| v.worker == *worker));
+    }
+}
+
+/// Reads a task: all of it at first, later what is below it. `None` when it is gone.
+fn read_task(session: &Session, name: TaskName, before: Option<&Known>) -> Result<Option<Known>, Error> {
+    let path = paths::task(&name);
+    let (czxid, submit, meta, attempts) = match before {
+        Some(Known { czxid, submit, stage: Stage::Open(open) }) => {
+            (*czxid, submit.clone(), open.meta.clone(), open.attempts.clone())
+        }
+        _ => {
+            let Some((data, stat)) = session.read(&path, false)? else { return Ok(None) };
+            let task = Task::decode(&data);
+            let submit = task.as_ref().ok().and_then(|task| task.meta.as_ref()?.submit.clone());
+            let meta = task.map(|task| task.meta).map_err(|error| error.to_string());
+            (stat.czxid, submit, meta, Default::default())
+        }
+    };
+    let Some(names) = session.children(&path, true)? else { return Ok(None) };
+    let mut open = Open { meta, cancel: false, attempts };
+    for child in names.iter().filter_map(|name| task_child(name)) {
+        match child {
+            TaskChild::Status => {
+                if let Some((data, stat)) = session.read(&paths::status(&name), false)? {
+                    let outcome = Status::decode(&data).outcome;
+                    return Ok(Some(Known { czxid, submit, stage: Stage::Ended { outcome, at_ms: stat.ctime_ms } }));
+                }
+            }
+            TaskChild::Cancel => open.cancel = true,
+            TaskChild::Attempt(number) => {
+                if let std::collections::btree_map::Entry::Vacant(vacant) = open.attempts.entry(number) {
+                    let record = session.read(&paths::attempt(&name, number), false)?;
+                    vacant.insert(record.and_then(|(data, _)| Attempt::decode(&data).kind));
+                }
+            }
+        }
+    }
+    Ok(Some(Known { czxid, submit, stage: Stage::Open(open) }))
+}
