@@ -1,0 +1,447 @@
+//! What a worker does on a session: registers, looks at what is assigned, writes what came of it.
+//!
+//! Every step may be repeated: each is a create-if-absent, a delete of something that must not stay, or a read. With the
+//! session all that is known here goes; what runs does not.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use zk_session::{Change, Error, Kind, Session};
+use znode_paths::paths::{self, Place, TaskChild, task_child};
+use znode_paths::{
+    Assignment, AssignmentMeta, Drain, Instance, Live, LiveName, Role, Status, StatusMeta, Task, TaskName, Worker,
+    WorkerMeta, decode_epoch,
+};
+
+use crate::jobs::{Jobs, Stage, Start, Written};
+use crate::judge::{Case, Own, TaskFacts, Verdict, judge, oversee};
+use crate::{Leaving, Life};
+
+/// How long a worker that has nothing left waits for the primary to see that it is leaving.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+#[derive(PartialEq, Eq)]
+pub(crate) enum Next {
+    Wait,
+    /// Nothing is left to do here, and nothing can be assigned any more.
+    Left,
+}
+
+pub(crate) struct Connection {
+    session: Session,
+    registration: Registration,
+    /// The registration says that the worker is leaving.
+    told: bool,
+    /// What is assigned may have changed.
+    desk_stale: bool,
+    /// Jobs whose task or assignment may have changed.
+    stale: BTreeSet<TaskName>,
+    /// Assignments that are decided as long as nothing happens to their znodes.
+    settled: BTreeSet<TaskName>,
+    /// Results were kept on an earlier session.
+    unwritten: bool,
+    leave_at: Option<Instant>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Registration {
+    /// Something has to be looked at.
+    Stale,
+    /// There is no `/workers` or no `/assign` yet.
+    Waiting,
+    /// Somebody else holds the name. Whether that process lives, its next heartbeat will tell.
+    Contested(Option<Instance>),
+    Registered,
+}
+
+impl Connection {
+    pub(crate) fn new(session: Session) -> Self {
+        Connection {
+            session,
+            registration: Registration::Stale,
+            told: false,
+            desk_stale: true,
+            stale: BTreeSet::new(),
+            settled: BTreeSet::new(),
+            unwritten: true,
+            leave_at: None,
+        }
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.session.number()
+    }
+
+    pub(crate) fn close(&self, patience: Duration) {
+        self.session.close(patience);
+    }
+
+    pub(crate) fn wake(&self) -> Option<Instant> {
+        self.leave_at
+    }
+
+    /// A command ended or the worker was asked to stop.
+    pub(crate) fn look_again(&mut self) {
+        self.desk_stale = true;
+        self.unwritten = true;
+    }
+
+    /// Something changed at a path.
+    pub(crate) fn hint(&mut self, path: &str, change: Change, life: &Life, jobs: &Jobs) -> Result<(), crate::Error> {
+        match Place::of(path) {
+            Some(Place::Workers | Place::Assign) => self.registration = Registration::Stale,
+            Some(Place::Worker(name)) if name == life.config.name => self.registration = Registration::Stale,
+            Some(Place::Assignments(name)) if name == life.config.name => {
+                self.desk_stale = true;
+                if change == Change::Deleted {
+                    self.registration = Registration::Stale;
+                }
+            }
+            Some(Place::Assignment(name, task)) if name == life.config.name => {
+                self.desk_stale = true;
+                self.settled.remove(&task);
+                self.stale.insert(task);
+            }
+            Some(Place::Task(task) | Place::TaskChild(task, _)) if jobs.get(&task).is_some() => {
+                self.desk_stale = true;
+                self.stale.insert(task);
+            }
+            // That was a heartbeat.
+            Some(Place::LiveNode(node))
+                if self.registration == Registration::Contested(Some(node.instance)) && change == Change::Data =>
+            {
+                return Err(self.name_taken(life));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Does whatever can be done without another message.
+    pub(crate) fn go_on(&mut self, life: &mut Life, jobs: &mut Jobs) -> Result<Next, Error> {
+        if self.registration == Registration::Stale {
+            self.register(life, jobs)?;
+        }
+        if std::mem::take(&mut self.unwritten) {
+            self.write_results(life, jobs)?;
+        }
+        if self.registration == Registration::Registered {
+            if life.leaving > Leaving::No && !self.told {
+                self.session.write(&paths::worker(&life.config.name), &registration(life).encode(), None)?;
+                self.told = true;
+            }
+            // A command that could not be started has ended at once: its result is written now, too.
+            while std::mem::take(&mut self.desk_stale) {
+                self.look_at_desk(life, jobs)?;
+                self.write_results(life, jobs)?;
+            }
+        }
+        if life.leaving > Leaving::No && jobs.is_empty() { self.leave(life) } else { Ok(Next::Wait) }
+    }
+
+    /// Registers, as far as the tree is there; sets the watches that say when to go on.
+    fn register(&mut self, life: &Life, jobs: &Jobs) -> Result<(), Error> {
+        let (session, name) = (&self.session, &life.config.name);
+        let before = std::mem::replace(&mut self.registration, Registration::Waiting);
+        if session.stat(paths::WORKERS, true)?.is_none() {
+            log::info!("waiting for a master to set up {}", paths::WORKERS);
+            return Ok(());
+        }
+        if session.id().is_none() {
+            self.introduce(life, jobs)?;
+        }
+        let path = paths::worker(name);
+        loop {
+            match session.create(&path, &registration(life).encode(), Kind::Ephemeral) {
+                Ok(_) => {
+                    self.told = life.leaving > Leaving::No;
+                    log::info!("registered worker={name} address={}", life.config.address);
+                }
+                Err(Error::NodeExists(_)) => {}
+                Err(Error::NoNode(_)) => {
+                    self.registration = Registration::Stale;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            match session.stat(&path, true)? {
+                Some(stat) if stat.owner == session.id() => break,
+                Some(_) => return self.contest(life, &before),
+                None => {}
+            }
+        }
+        if session.stat(paths::ASSIGN, true)?.is_none() {
+            log::info!("waiting for a master to set up {}", paths::ASSIGN);
+            return Ok(());
+        }
+        match session.create(&paths::assignments(name), b"", Kind::Persistent) {
+            Ok(_) | Err(Error::NodeExists(_)) => {}
+            Err(Error::NoNode(_)) => {
+                self.registration = Registration::Stale;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        self.registration = Registration::Registered;
+        self.desk_stale = true;
+        // Nothing is known of what happened to our jobs before the watches of this session.
+        self.stale.extend(jobs.iter().map(|(name, _)| *name));
+        Ok(())
+    }
+
+    /// The order is what makes it safe (PROTOCOL section 3, Sessions): first our node below `/live` on the new session, so
+    /// that at no time nobody carries our instance; then the end of the earlier sessions, whose `/workers/<worker>` would
+    /// stand in the way until they expire.
+    fn introduce(&self, life: &Life, jobs: &Jobs) -> Result<(), Error> {
+        let (session, config) = (&self.session, &life.config);
+        session.ensure(paths::LIVE)?;
+        let name = LiveName { instance: life.instance, session: session.number() };
+        let node = Live::new(config.address.as_str(), Role::Worker, Some(config.name.clone()));
+        session.own(&paths::live(&name), &node.encode())?;
+        jobs.processes.follow(session);
+        for other in session.children(paths::LIVE, false)?.unwrap_or_default() {
+            let Ok(other) = other.parse::<LiveName>() else { continue };
+            if !life.instances.contains(&other.instance) || other.session >= name.session {
+                continue;
+            }
+            let Some(earlier) = session.stat(&paths::live(&other), false)?.and_then(|stat| stat.owner) else {
+                continue;
+            };
+            match session.end_earlier(earlier) {
+                Ok(true) => log::info!("ended an earlier session of this process session={earlier}"),
+                Ok(false) => {}
+                Err(error) => log::warn!("cannot end an earlier session, it will expire session={earlier}: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The name is held by another session. A process that lives writes to its node below `/live` every sixth of its
+    /// session timeout; one that is dead does not, and its registration goes with its session.
+    fn contest(&mut self, life: &Life, before: &Registration) -> Result<(), Error> {
+        let path = paths::worker(&life.config.name);
+        let holder = self.session.read(&path, true)?.and_then(|(data, _)| Worker::decode(&data).ok());
+        let instance = holder.as_ref().and_then(Worker::instance);
+        let ours = instance.is_some_and(|instance| life.instances.contains(&instance));
+        let contested = Registration::Contested(instance.filter(|_| !ours));
+        if *before != contested {
+            let address = holder.map_or_else(String::new, |holder| holder.address);
+            log::info!("the name is registered, waiting until that session ends path={path} address={address:?}");
+        }
+        self.registration = contested;
+        for node in self.session.children(paths::LIVE, false)?.unwrap_or_default() {
+            let Ok(node) = node.parse::<LiveName>() else { continue };
+            if Some(node.instance) == instance && !ours {
+                self.session.stat(&paths::live(&node), true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn name_taken(&self, life: &Life) -> crate::Error {
+        let path = paths::worker(&life.config.name);
+        let holder = self.session.read(&path, false).ok().flatten();
+        let holder = holder.and_then(|(data, _)| Worker::decode(&data).ok()).map_or_else(String::new, |worker| {
+            let instance = worker.instance().map(|instance| instance.to_string()).unwrap_or_default();
+            format!("address {}, instance {instance}", worker.address)
+        });
+        crate::Error::NameTaken { name: life.config.name.clone(), holder }
+    }
+
+    /// Reads what is assigned, and does what follows.
+    fn look_at_desk(&mut self, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+        let path = paths::assignments(&life.config.name);
+        let Some(names) = self.session.children(&path, true)? else {
+            self.registration = Registration::Stale;
+            return Ok(());
+        };
+        let assigned: BTreeSet<TaskName> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        self.settled.retain(|task| assigned.contains(task));
+        let stale = std::mem::take(&mut self.stale);
+        let running: Vec<(TaskName, i64, i64)> = jobs
+            .iter()
+            .filter(|(name, job)| {
+                matches!(job.stage, Stage::Running { .. }) && (stale.contains(name) || !assigned.contains(name))
+            })
+            .map(|(name, job)| (*name, job.fence, job.task))
+            .collect();
+        for (task, fence, czxid) in running {
+            let assignment = self.session.stat(&paths::assignment(&life.config.name, &task), true)?;
+            let ours = assignment.is_some_and(|stat| stat.czxid == fence);
+            let facts = self.read_task(task)?.map(|(facts, _)| facts);
+            if let Some(why) = oversee(facts.as_ref(), czxid, ours) {
+                jobs.stop(&task, why, life);
+            }
+        }
+        for task in assigned {
+            if jobs.get(&task).is_none() && !self.settled.contains(&task) {
+                self.consider(task, life, jobs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads an assignment, then `/epoch`, then the task, on this session and not from memory, and does what follows.
+    fn consider(&mut self, name: TaskName, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+        let path = paths::assignment(&life.config.name, &name);
+        let Some((data, stat)) = self.session.read(&path, true)? else { return Ok(()) };
+        let assignment = Assignment::decode(&data);
+        let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
+        let (facts, task) = self.read_task(name)?.unzip();
+        let czxid = facts.as_ref().map_or(0, |facts: &TaskFacts| facts.czxid);
+        let room = jobs.running() < usize::try_from(life.config.slots).unwrap_or(usize::MAX);
+        let own = Own { instance: life.instance, room, leaving: life.leaving > Leaving::No };
+        let verdict = judge(&Case { assignment: &assignment, epoch, task: facts }, own);
+        match verdict {
+            Verdict::Wait => {}
+            Verdict::Start(attempt) => {
+                if let Some(Some(task)) = task {
+                    jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt }, life);
+                }
+            }
+            Verdict::Leave(why) => {
+                log::debug!("left alone task={name}: {why}");
+                self.settled.insert(name);
+            }
+            Verdict::Delete(why) => {
+                log::info!("deleted an assignment unstarted task={name}: {why}");
+                done_already(self.session.delete(&path, Some(stat.version)))?;
+                self.desk_stale = true;
+            }
+            Verdict::Return => {
+                let fence = epoch.unwrap_or_default();
+                let made_by_hand = || AssignmentMeta::new(Some(life.instance), fence, 1, czxid);
+                let meta = AssignmentMeta { returned: true, ..assignment.meta.unwrap_or_else(made_by_hand) };
+                let data = Assignment { meta: Some(meta) }.encode();
+                done_already(self.session.write(&path, &data, Some(stat.version)).map(drop))?;
+                log::info!("returned unstarted task={name}");
+                self.settled.insert(name);
+            }
+            Verdict::End(outcome, reason) => {
+                let status = match task.flatten() {
+                    Some(Task { meta: None, .. }) => Status::plain(outcome),
+                    _ => {
+                        let worker = Some(life.config.name.clone());
+                        let meta = StatusMeta { reason: Some(reason), worker, ..StatusMeta::default() };
+                        Status { outcome, meta: Some(meta) }
+                    }
+                };
+                log::info!("ended unstarted task={name} status={}", status.outcome.word());
+                let created = self.session.create(&paths::status(&name), &status.encode(), Kind::Persistent);
+                done_already(created.map(drop))?;
+                self.settled.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a task and what is below it, and sets a watch on that. The task itself is missing where it cannot be decoded.
+    fn read_task(&self, name: TaskName) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
+        let path = paths::task(&name);
+        let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
+        let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
+        let mut facts = TaskFacts { czxid: stat.czxid, ..TaskFacts::default() };
+        for child in children.iter().filter_map(|child| task_child(child)) {
+            match child {
+                TaskChild::Status => facts.status = true,
+                TaskChild::Cancel => facts.cancel = true,
+                TaskChild::Attempt(number) => _ = facts.attempts.insert(number),
+            }
+        }
+        let task = match Task::decode(&data) {
+            Ok(task) => Some(task),
+            Err(error) => {
+                facts.undecodable = Some(error.to_string());
+                None
+            }
+        };
+        Ok(Some((facts, task)))
+    }
+
+    /// Writes what came of the commands that have ended.
+    fn write_results(&mut self, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+        let ended: Vec<TaskName> =
+            jobs.iter().filter(|(_, job)| matches!(job.stage, Stage::Ended(_))).map(|(name, _)| *name).collect();
+        for name in ended {
+            let Some(job) = jobs.get(&name) else { continue };
+            let Stage::Ended(written) = &job.stage else { continue };
+            // To the primary an earlier life of this process is another one. Its result counts as long as the primary
+            // has not yet taken the assignment away to give the task to somebody else.
+            let assignment = paths::assignment(&life.config.name, &name);
+            let void = job.instance != life.instance
+                && self.session.stat(&assignment, false)?.is_none_or(|stat| stat.czxid != job.fence);
+            if void {
+                log::warn!("dropped the result of task={name}: it was given to somebody else");
+            } else {
+                self.write_result(name, job.attempt, job.fence, written)?;
+            }
+            jobs.remove(&name);
+            self.settled.insert(name);
+            self.desk_stale = true;
+        }
+        Ok(())
+    }
+
+    fn write_result(&self, name: TaskName, attempt: u32, fence: i64, written: &Written) -> Result<(), Error> {
+        let (path, data) = match written {
+            Written::Status(status) => (paths::status(&name), status.encode()),
+            Written::Record(record) => (paths::attempt(&name, attempt), record.encode()),
+        };
+        match (self.session.create(&path, &data, Kind::Persistent), written) {
+            (Ok(_), Written::Status(status)) => log::info!("reported task={name} status={}", status.outcome.word()),
+            (Ok(_), Written::Record(_)) => log::info!("recorded a lost attempt task={name} attempt={attempt}"),
+            (Err(Error::NodeExists(_)), Written::Record(_)) => {}
+            (Err(Error::NodeExists(_)), Written::Status(_)) => {
+                // Ours, if the answer to an earlier try was lost.
+                let there = self.session.read(&path, false)?.map(|(data, _)| Status::decode(&data));
+                let ours = there.as_ref().and_then(|status| status.meta.as_ref()?.fence) == Some(fence);
+                if !ours {
+                    let word = there.map(|status| status.outcome.word().to_owned()).unwrap_or_default();
+                    log::warn!("dropped the result of task={name}: its status is {word:?} already");
+                }
+            }
+            (Err(Error::NoNode(_)), _) => log::warn!("dropped the result of task={name}: the task is gone"),
+            (Err(error), _) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Leaves so that nothing can be assigned any more: without its node below `/assign` the primary cannot create an
+    /// assignment, and the node can be deleted only when nothing is below it. Where that cannot be had in time, the worker
+    /// leaves all the same; what it returned is marked.
+    fn leave(&mut self, life: &Life) -> Result<Next, Error> {
+        let until = *self.leave_at.get_or_insert_with(|| Instant::now() + FAREWELL);
+        if self.registration != Registration::Registered || Instant::now() >= until {
+            return Ok(Next::Left);
+        }
+        let path = paths::assignments(&life.config.name);
+        let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(Next::Left) };
+        if Drain::decode(&data).drain {
+            // It says that the worker is out of service, which outlives the process; so nothing is assigned anyway.
+            return Ok(Next::Left);
+        }
+        match self.session.delete(&path, Some(stat.version)) {
+            Ok(()) | Err(Error::NoNode(_)) => Ok(Next::Left),
+            Err(Error::NotEmpty(_) | Error::BadVersion(_)) => Ok(Next::Wait),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn registration(life: &Life) -> Worker {
+    let config = &life.config;
+    let meta = WorkerMeta {
+        labels: config.labels.clone(),
+        stopping: life.leaving > Leaving::No,
+        ..WorkerMeta::new(life.instance, config.slots)
+    };
+    Worker { address: config.address.to_string(), meta: Some(meta) }
+}
+
+/// The znode is gone or was changed in between: whatever is there now fires the watch on it.
+fn done_already(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::NoNode(_) | Error::NodeExists(_) | Error::BadVersion(_)) => Ok(()),
+        result => result,
+    }
+}

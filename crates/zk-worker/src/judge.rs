@@ -1,0 +1,263 @@
+//! What a worker does about what it has read: decisions as values. No I/O, no clock, no processes.
+
+use std::collections::BTreeSet;
+
+use znode_paths::{Assignment, AssignmentMeta, Instance, Outcome};
+
+/// An assignment as it was read, then `/epoch`, then the task, all on the same session and never from memory.
+#[derive(Debug, Clone)]
+pub struct Case<'a> {
+    /// What it says.
+    pub assignment: &'a Assignment,
+    /// What `/epoch` says: the fence of the latest primary.
+    pub epoch: Option<i64>,
+    /// The task at that path; nothing when there is none.
+    pub task: Option<TaskFacts>,
+}
+
+/// What is known of the task.
+#[derive(Debug, Clone, Default)]
+pub struct TaskFacts {
+    /// Tells it from another one at the same path.
+    pub czxid: i64,
+    /// It has a status.
+    pub status: bool,
+    /// Somebody wants it cancelled.
+    pub cancel: bool,
+    /// The attempts that are recorded.
+    pub attempts: BTreeSet<u32>,
+    /// Why its data cannot be decoded.
+    pub undecodable: Option<String>,
+}
+
+/// The worker itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Own {
+    /// Which life of the process this is.
+    pub instance: Instance,
+    /// It has room for another task.
+    pub room: bool,
+    /// It was asked to stop.
+    pub leaving: bool,
+}
+
+/// What to do about an assignment that is not being run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// Run it, as this attempt.
+    Start(u32),
+    /// Look again when there is room.
+    Wait,
+    /// It is for somebody else to deal with, for this reason.
+    Leave(&'static str),
+    /// Delete it unstarted: the primary assigns anew.
+    Delete(&'static str),
+    /// Say that it will not be started: the primary gives it to somebody else.
+    Return,
+    /// Write this status; nothing runs.
+    End(Outcome, String),
+}
+
+/// Decides about an assignment that is not being run (PROTOCOL section 3, Assignments).
+///
+/// It is started only if it carries our own instance and the fence equal to `/epoch`, or neither, which is one made by
+/// hand. What carries another instance is not ours to delete: it may have been started by that instance, and the primary
+/// has to record that before it is gone.
+pub fn judge(case: &Case<'_>, own: Own) -> Verdict {
+    let meta = case.assignment.meta.as_ref();
+    if let Some(AssignmentMeta { instance, .. }) = meta
+        && *instance != Some(own.instance)
+    {
+        return Verdict::Leave("it is for another instance");
+    }
+    if meta.is_some_and(|meta| meta.returned) {
+        return Verdict::Leave("it was returned");
+    }
+    if meta.is_some_and(|meta| Some(meta.fence) != case.epoch) {
+        return Verdict::Delete("it was assigned by a master that is not the primary any more");
+    }
+    let Some(task) = &case.task else { return Verdict::Leave("there is no such task") };
+    if meta.is_some_and(|meta| meta.task != task.czxid) {
+        return Verdict::Leave("it is for an earlier task of that name");
+    }
+    if task.status {
+        return Verdict::Leave("the task has a status");
+    }
+    let attempt = match meta {
+        Some(meta) if task.attempts.contains(&meta.attempt) => {
+            return Verdict::Delete("its attempt is recorded already");
+        }
+        Some(meta) => meta.attempt,
+        None => task.attempts.last().map_or(1, |last| last.saturating_add(1)),
+    };
+    if task.cancel {
+        return Verdict::End(Outcome::Cancelled, "cancelled before it started".to_owned());
+    }
+    if let Some(why) = &task.undecodable {
+        return Verdict::End(Outcome::Failed, why.clone());
+    }
+    match own {
+        Own { leaving: true, .. } => Verdict::Return,
+        Own { room: false, .. } => Verdict::Wait,
+        _ => Verdict::Start(attempt),
+    }
+}
+
+/// Why a running task is to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Somebody asked for it.
+    Cancelled,
+    /// The task has a status that we did not write.
+    Superseded,
+    /// The task is gone.
+    TaskGone,
+    /// The assignment is gone, or another one is at its path.
+    Revoked,
+    /// The worker was asked to stop for the second time.
+    Shutdown,
+}
+
+/// Whether a running task is to be stopped: `ours` says whether the assignment it was started for is still there.
+pub fn oversee(task: Option<&TaskFacts>, czxid: i64, ours: bool) -> Option<Why> {
+    match task {
+        None => Some(Why::TaskGone),
+        Some(task) if task.czxid != czxid => Some(Why::TaskGone),
+        Some(task) if task.status => Some(Why::Superseded),
+        _ if !ours => Some(Why::Revoked),
+        Some(task) if task.cancel => Some(Why::Cancelled),
+        Some(_) => None,
+    }
+}
+
+/// What is to be written when a command has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Report {
+    /// This status.
+    Status(Outcome),
+    /// The record of a lost attempt: it may have done something, and it gets no status.
+    Lost,
+    /// Nothing.
+    Nothing,
+}
+
+/// What is to be written when a command has ended by itself, or after it was to be stopped.
+pub fn report(stopped: Option<Why>, success: bool) -> Report {
+    match stopped {
+        None if success => Report::Status(Outcome::Done),
+        None => Report::Status(Outcome::Failed),
+        Some(Why::Cancelled) => Report::Status(Outcome::Cancelled),
+        Some(Why::Revoked) => Report::Lost,
+        // Whoever takes our node away with our session records it: that our processes are dead is certain only then.
+        Some(Why::Superseded | Why::TaskGone | Why::Shutdown) => Report::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FENCE: i64 = 50;
+    const TASK: i64 = 7;
+
+    fn own() -> Own {
+        Own { instance: Instance::from_random(1), room: true, leaving: false }
+    }
+
+    fn assigned(change: impl FnOnce(&mut AssignmentMeta)) -> Assignment {
+        let mut meta = AssignmentMeta::new(Some(own().instance), FENCE, 2, TASK);
+        change(&mut meta);
+        Assignment { meta: Some(meta) }
+    }
+
+    fn facts(change: impl FnOnce(&mut TaskFacts)) -> Option<TaskFacts> {
+        let mut facts = TaskFacts { czxid: TASK, ..TaskFacts::default() };
+        change(&mut facts);
+        Some(facts)
+    }
+
+    #[track_caller]
+    fn check(assignment: &Assignment, task: Option<TaskFacts>, own: Own, expected: &Verdict) {
+        assert_eq!(&judge(&Case { assignment, epoch: Some(FENCE), task }, own), expected);
+    }
+
+    #[test]
+    fn what_is_meant_for_us_by_the_present_primary_is_started() {
+        check(&assigned(|_| ()), facts(|_| ()), own(), &Verdict::Start(2));
+    }
+
+    #[test]
+    fn what_was_made_by_hand_is_started_whatever_the_epoch() {
+        let by_hand = Assignment::default();
+        check(&by_hand, facts(|_| ()), own(), &Verdict::Start(1));
+        check(&by_hand, facts(|task| task.attempts = BTreeSet::from([1, 4])), own(), &Verdict::Start(5));
+        let case = Case { assignment: &by_hand, epoch: None, task: facts(|_| ()) };
+        assert_eq!(judge(&case, own()), Verdict::Start(1));
+    }
+
+    #[test]
+    fn an_assignment_of_a_deposed_master_is_deleted_unstarted() {
+        for epoch in [None, Some(FENCE - 1), Some(FENCE + 1)] {
+            let case = Case { assignment: &assigned(|_| ()), epoch, task: facts(|_| ()) };
+            assert!(matches!(judge(&case, own()), Verdict::Delete(_)), "{epoch:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_instance_may_have_started_is_left_to_the_primary() {
+        let another = Verdict::Leave("it is for another instance");
+        check(&assigned(|meta| meta.instance = Some(Instance::from_random(2))), facts(|_| ()), own(), &another);
+        check(&assigned(|meta| meta.instance = None), facts(|_| ()), own(), &another);
+        // Not even a fence of the past makes it ours to delete: a start would be forgotten.
+        let old = assigned(|meta| (meta.instance, meta.fence) = (Some(Instance::from_random(2)), 1));
+        check(&old, facts(|_| ()), own(), &another);
+    }
+
+    #[test]
+    fn a_task_that_is_gone_or_another_or_ended_is_not_started() {
+        check(&assigned(|_| ()), None, own(), &Verdict::Leave("there is no such task"));
+        let earlier = Verdict::Leave("it is for an earlier task of that name");
+        check(&assigned(|_| ()), facts(|task| task.czxid = 8), own(), &earlier);
+        check(&assigned(|_| ()), facts(|task| task.status = true), own(), &Verdict::Leave("the task has a status"));
+    }
+
+    #[test]
+    fn an_attempt_that_is_recorded_is_not_started_under_its_number() {
+        let verdict = Verdict::Delete("its attempt is recorded already");
+        check(&assigned(|_| ()), facts(|task| task.attempts = BTreeSet::from([2])), own(), &verdict);
+    }
+
+    #[test]
+    fn a_leaving_worker_returns_what_it_has_not_started() {
+        let leaving = Own { leaving: true, ..own() };
+        check(&assigned(|_| ()), facts(|_| ()), leaving, &Verdict::Return);
+        check(&assigned(|meta| meta.returned = true), facts(|_| ()), leaving, &Verdict::Leave("it was returned"));
+        check(&assigned(|_| ()), facts(|_| ()), Own { room: false, ..own() }, &Verdict::Wait);
+    }
+
+    #[test]
+    fn cancel_wins_over_the_start() {
+        let cancelled = Verdict::End(Outcome::Cancelled, "cancelled before it started".into());
+        check(&assigned(|_| ()), facts(|task| task.cancel = true), own(), &cancelled);
+    }
+
+    #[test]
+    fn a_running_task_is_stopped_when_it_is_not_ours_any_more() {
+        assert_eq!(oversee(facts(|_| ()).as_ref(), TASK, true), None);
+        assert_eq!(oversee(facts(|_| ()).as_ref(), TASK, false), Some(Why::Revoked));
+        assert_eq!(oversee(facts(|_| ()).as_ref(), 8, true), Some(Why::TaskGone));
+        assert_eq!(oversee(None, TASK, true), Some(Why::TaskGone));
+        assert_eq!(oversee(facts(|task| task.status = true).as_ref(), TASK, false), Some(Why::Superseded));
+        assert_eq!(oversee(facts(|task| task.cancel = true).as_ref(), TASK, true), Some(Why::Cancelled));
+    }
+
+    #[test]
+    fn a_cancelled_task_is_never_done() {
+        assert_eq!(report(Some(Why::Cancelled), true), Report::Status(Outcome::Cancelled));
+        assert_eq!(report(None, true), Report::Status(Outcome::Done));
+        assert_eq!(report(None, false), Report::Status(Outcome::Failed));
+        assert_eq!(report(Some(Why::Revoked), true), Report::Lost);
+    }
+}
