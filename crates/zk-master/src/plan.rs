@@ -336,3 +336,6 @@ fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
