@@ -268,6 +268,7 @@ impl Reading {
     /// before; `/workers`; `/live`. A worker with a new session makes its node below `/live` before it gives up the old
     /// session with its registration, so one of the two reads finds it (PROTOCOL section 3, Workers).
     fn take_census(&mut self, session: &Session) -> Result<(), Error> {
+        let first = self.view.census_ms == 0;
         session.sync()?;
         let names = self.list(session, paths::WORKERS)?;
         let there: BTreeSet<WorkerName> = self.parse(paths::WORKERS, &names);
@@ -284,7 +285,7 @@ impl Reading {
             let Some((data, _)) = read? else { continue };
             match Worker::decode(&data) {
                 Ok(registered) => {
-                    if before.as_ref() != Some(&registered) {
+                    if !first && before.as_ref() != Some(&registered) {
                         log::info!("worker registered worker={worker} address={:?}", registered.address);
                     }
                     self.view.workers.insert(worker, registered);
@@ -295,6 +296,11 @@ impl Reading {
         let names = self.list(session, paths::LIVE)?;
         let nodes: BTreeSet<LiveName> = self.parse(paths::LIVE, &names);
         self.view.live = nodes.into_iter().map(|node| node.instance).collect();
+        if first {
+            let View { tasks, workers, .. } = &self.view;
+            let open = tasks.values().filter(|known| known.open().is_some()).count();
+            log::info!("took over workers={} tasks={} unfinished={open}", workers.len(), tasks.len());
+        }
         self.view.census_ms = session.server_time_ms().unwrap_or(self.view.census_ms);
         self.note_missing();
         // Once the loss is recorded, what vanished is a task like any other.

@@ -191,7 +191,7 @@ fn wait(mut child: Child, pid: Pid) -> ExitStatus {
     let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0xff00));
     let (_never, pause) = mpsc::channel::<()>();
     let killed = Instant::now();
-    while test_kill_process_group(pid).is_ok() {
+    while runs(pid) {
         if killed.elapsed() >= STUBBORN {
             log::warn!("processes of a task do not die, going on without them group={pid:?}");
             break;
@@ -199,6 +199,22 @@ fn wait(mut child: Child, pid: Pid) -> ExitStatus {
         pause.recv_timeout(LOOK).ok();
     }
     status
+}
+
+/// Whether any process of a group is alive. A zombie is dead, though its group exists until somebody reaps it; in some
+/// containers nobody ever does.
+fn runs(group: Pid) -> bool {
+    if test_kill_process_group(group).is_err() {
+        return false;
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    let mut stats = processes.flatten().filter_map(|process| std::fs::read_to_string(process.path().join("stat")).ok());
+    stats.any(|stat| {
+        // pid (name) state ppid pgrp ...: the name may hold anything, parentheses too (proc(5)).
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().take(3).collect();
+        let [state, _, pgrp] = fields[..] else { return false };
+        !matches!(state, "Z" | "X") && pgrp.parse() == Ok(group.as_raw_nonzero().get())
+    })
 }
 
 /// Kills everything when the leash has run out.
