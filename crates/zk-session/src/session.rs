@@ -158,6 +158,8 @@ struct Control {
 
 struct Life {
     over: Option<Reason>,
+    /// The caller has the session, and so is told when it is over; nobody waits for news of one that could not be opened.
+    opened: bool,
     /// When the last heartbeat that was answered was sent.
     last_answered: Instant,
     heartbeat: Heartbeat,
@@ -190,15 +192,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Control {
     /// Declares the session over; the first reason counts.
     fn lose(&self, reason: Reason) {
-        {
+        let opened = {
             let mut life = lock(&self.life);
             if life.over.is_some() {
                 return;
             }
             life.over = Some(reason);
-        }
+            life.opened
+        };
         // From here on no caller gets through, and the listener below ends the crate's thread whatever it says.
-        (self.notify)(Event::Lost { session: self.number, reason });
+        if opened {
+            (self.notify)(Event::Lost { session: self.number, reason });
+        }
         if let Some(socket) = lock(&self.socket).take() {
             socket::cut(&socket);
         }
@@ -331,7 +336,7 @@ impl Session {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
         let limit = granted * 2 / 3;
-        let life = Life { over: None, last_answered: Instant::now(), heartbeat: Heartbeat::Read };
+        let life = Life { over: None, opened: false, last_answered: Instant::now(), heartbeat: Heartbeat::Read };
         let control = Arc::new(Control {
             number,
             granted,
@@ -372,21 +377,27 @@ impl Session {
         }));
         // Until the first answer nothing is known: connect() returns Ok where no server is. Dropping the session ends it.
         let sent = Instant::now();
-        session.first_request(config.digest.clone())?;
+        let answered = session.first_request(config.digest.clone());
         let socket = socket::connected_to(server, sockets);
         match &socket {
             Some(socket) => socket::limit_delivery(socket, limit),
             None => log::debug!("socket not identified server={server}: a silent link blocks requests for long"),
         }
         *lock(&control.socket) = socket;
+        answered?;
         control.armed.store(true, Ordering::SeqCst);
         lock(&control.life).last_answered = sent;
         let (beating, handle) = (control.clone(), Arc::downgrade(&session.0.handle));
         spawn("zk-heartbeat", move || beating.beat(&handle, &acl))?;
         let monitoring = control.clone();
         spawn("zk-monitor", move || monitoring.monitor())?;
-        match control.over() {
-            None => Ok(session),
+        let mut life = lock(&control.life);
+        life.opened = true;
+        match life.over {
+            None => {
+                drop(life);
+                Ok(session)
+            }
             Some(reason) => Err(reason.to_string()),
         }
     }

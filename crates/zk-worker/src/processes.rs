@@ -71,6 +71,11 @@ impl State {
         Some(session.proved()? + session.timeout() * 3 / 4)
     }
 
+    /// Whether it has run out, also when the thread that watches it was not scheduled yet.
+    fn ran_out(&self) -> bool {
+        self.expired || self.until().is_some_and(|until| Instant::now() >= until)
+    }
+
     fn kill_all(&self) {
         for group in self.groups.iter().filter_map(|pid| Pid::from_raw(*pid)) {
             kill(group, Signal::KILL);
@@ -106,7 +111,7 @@ impl Processes {
     pub(crate) fn follow(&self, session: &Session) {
         let mut state = self.shared.lock();
         // Having run out is not undone by a new session: the process is another instance then.
-        if !state.expired {
+        if !state.ran_out() {
             state.leash = Some(session.clone());
             self.shared.changed.notify_all();
         }
@@ -114,8 +119,7 @@ impl Processes {
 
     /// Whether the leash has run out since the last [`Processes::renew`].
     pub(crate) fn expired(&self) -> bool {
-        let state = self.shared.lock();
-        state.expired || state.until().is_some_and(|until| Instant::now() >= until)
+        self.shared.lock().ran_out()
     }
 
     /// Whether nothing runs.
@@ -152,8 +156,7 @@ impl Processes {
         }
         // The lock is held over the spawn, so that the leash cannot run out in between and miss this group.
         let mut state = self.shared.lock();
-        let in_time = !state.expired && state.until().is_some_and(|until| Instant::now() < until);
-        if !in_time {
+        if state.leash.is_none() || state.ran_out() {
             return Err(NotStarted::Expired);
         }
         let child = command.spawn().map_err(NotStarted::Failed)?;
