@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
 use zk_session::{Config, ConnectString};
 
@@ -132,11 +132,39 @@ pub fn on_stop_signal(stop: impl FnMut() + Send + 'static) -> Result<(), ArgsErr
     ctrlc::set_handler(stop).map_err(ArgsError::Signals)
 }
 
+/// Reads the command line. Wrong usage is one line on standard error and the exit code 2.
+///
+/// # Errors
+/// The exit code with which the program ends now: also after `--help` and `--version`.
+pub fn parse<A: Parser>(program: &str) -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            // A closed pipe is no reason to complain.
+            error.print().ok();
+            return ExitCode::SUCCESS;
+        }
+        say(program, &usage_error(&error.to_string()));
+        ExitCode::from(2)
+    })
+}
+
+/// The first paragraph of what clap says, on one line.
+fn usage_error(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = paragraph.split_whitespace().collect();
+    format!("{} (see --help)", words.join(" "))
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where a daemon speaks to its user beside its log")]
+fn say(program: &str, text: &str) {
+    eprintln!("{program}: {text}");
+}
+
 /// The end of a daemon: what went wrong, on one line of standard error with all its causes, and the exit code 1.
-#[expect(clippy::print_stderr, reason = "the one place where a daemon tells its user why it ends")]
 pub fn exit(program: &str, ran: Result<(), impl std::error::Error>) -> ExitCode {
     let Err(error) = ran else { return ExitCode::SUCCESS };
-    eprintln!("{program}: {}", chain(&error));
+    say(program, &chain(&error));
     ExitCode::FAILURE
 }
 
@@ -173,6 +201,12 @@ mod tests {
         assert_eq!(config.digest.as_deref(), Some("ann:secret"));
         std::fs::write(file.path(), "ann").unwrap();
         assert!(args(file.path()).config(Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line() {
+        let clap = "error: invalid value 'x' for '--slots <N>'\n  [possible values: 1]\n\nFor more information, try";
+        assert_eq!(usage_error(clap), "invalid value 'x' for '--slots <N>' [possible values: 1] (see --help)");
     }
 
     #[test]

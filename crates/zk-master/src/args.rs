@@ -26,6 +26,10 @@ pub struct Args {
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 
+    /// Where to serve HTTP; this version serves nothing yet, so the only value is `off`
+    #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off", default_value = "off", value_parser = ["off"])]
+    listen: String,
+
     /// How long finished tasks are kept
     #[arg(long, env = "ZK_RETAIN", value_name = "DURATION", default_value = "1h", value_parser = zk_cli::duration)]
     retain: Duration,

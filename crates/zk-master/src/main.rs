@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let ran = zk_master::Args::parse().config().and_then(zk_master::run);
-    zk_cli::exit("zk-master", ran)
+    match zk_cli::parse::<zk_master::Args>("zk-master") {
+        Ok(args) => zk_cli::exit("zk-master", args.config().and_then(zk_master::run)),
+        Err(code) => code,
+    }
 }

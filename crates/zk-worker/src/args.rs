@@ -30,6 +30,10 @@ pub struct Args {
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 
+    /// Where to serve HTTP; this version serves nothing yet, so the only value is `off`
+    #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off", default_value = "off", value_parser = ["off"])]
+    listen: String,
+
     /// How many tasks run at once [default: processors]
     #[arg(long, env = "ZK_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     slots: Option<u32>,

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let ran = zk_worker::Args::parse().config().and_then(zk_worker::run);
-    zk_cli::exit("zk-worker", ran)
+    match zk_cli::parse::<zk_worker::Args>("zk-worker") {
+        Ok(args) => zk_cli::exit("zk-worker", args.config().and_then(zk_worker::run)),
+        Err(code) => code,
+    }
 }
