@@ -1,0 +1,54 @@
+//! What the end-to-end tests stand on: real daemons, a real ZooKeeper, a real `zkCli.sh`, real partitions.
+//!
+//! - [`Server`] and [`Ensemble`]: private ZooKeeper servers that can be killed, frozen and started again.
+//! - [`Daemon`]: one of our programs, its output, and signals to it.
+//! - [`ZkCli`]: a session of the stock `zkCli.sh`: a person who plays a role by hand.
+//! - [`Hosts`]: machines of their own (network namespaces) whose link can be cut silently.
+//! - [`Fake`]: a server that behaves badly, or just well enough to count what a client does.
+//! - [`txnlog`]: what a server committed, and under which session, read from its disk: evidence that no client can forge.
+//! - [`wait_for`]: the only way to wait. Nothing here sleeps: a wait asks again until what it wants to see is there.
+//!
+//! Every process, directory and namespace made here is gone when the value that stands for it is dropped, and also when the
+//! test process dies without dropping anything: processes get SIGKILL from the kernel (`process`), the rest is removed by a
+//! small shell that outlives us (`janitor`).
+//!
+//! What goes wrong in the harness itself is a panic with a sentence: there is nothing a test could do about it.
+
+pub mod cli;
+pub mod daemon;
+pub mod fake;
+mod janitor;
+mod jute;
+pub mod netns;
+pub mod port;
+mod process;
+pub mod server;
+pub mod txnlog;
+pub mod wait;
+
+pub use cli::ZkCli;
+pub use daemon::Daemon;
+pub use fake::{Act, Fake};
+pub use netns::{Host, Hosts};
+pub use port::Port;
+pub use rustix::process::Signal;
+pub use server::{Ensemble, Server, Setup};
+pub use txnlog::{Txn, TxnKind};
+pub use wait::{stays, wait_for, wait_within};
+
+/// What a test needs but a machine may not have (such as [`Hosts`]), or `None` after one line that says why the test is
+/// skipped. With `E2E=required` in the environment the lack is a failure, so that a skip cannot hide.
+#[track_caller]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn available<T>(found: Result<T, String>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(lack) if std::env::var_os("E2E").is_some_and(|value| value == "required") => {
+            panic!("E2E=required, but {lack}")
+        }
+        Err(lack) => {
+            eprintln!("skipped: {lack}");
+            None
+        }
+    }
+}

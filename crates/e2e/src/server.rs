@@ -1,0 +1,371 @@
+//! Private ZooKeeper servers.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream},
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    Host, Port, Txn, janitor,
+    process::{self, Process},
+    txnlog, wait, wait_for,
+};
+
+/// Debian's packages `zookeeper` and `libslf4j-java`. The manifest of `zookeeper.jar` names what it needs itself; slf4j-simple
+/// sends the log to stderr without any configuration.
+const CLASS_PATH: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar";
+
+/// Starting fast counts more than running fast.
+const JAVA_OPTIONS: [&str; 11] = [
+    "-Xmx256m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData", // no files below /tmp/hsperfdata_root
+    "-Xshare:auto",
+    "-Djava.net.preferIPv4Stack=true",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+    "-Dzookeeper.preAllocSize=1024", // KB: what every reader of the log has to skip at its end
+    // An ensemble notices a dead peer and elects again within a second, also after a long partition.
+    "-Dzookeeper.cnxTimeout=1000",
+    "-Dzookeeper.fastleader.maxNotificationInterval=1000",
+];
+
+/// How long a four-letter word may take: a frozen server never answers.
+const FOUR_LETTER_LIMIT: Duration = Duration::from_secs(1);
+
+/// What may differ from one server to another.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// `tickTime`: session timeouts from twice this to 60 s are granted.
+    pub tick: Duration,
+    /// Whether each transaction goes to the disk before it is acknowledged. Tests want speed, and no test cuts the power.
+    pub force_sync: bool,
+    /// Further lines of `zoo.cfg`.
+    pub lines: Vec<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { tick: Duration::from_millis(200), force_sync: false, lines: Vec::new() }
+    }
+}
+
+/// One ZooKeeper server. Dropping it kills it and removes its data.
+pub struct Server {
+    process: Process,
+    force_sync: bool,
+    address: SocketAddr,
+    host: Option<Host>,
+    dir: TempDir,
+    /// Ports on the loopback address, for as long as the server may be started again on them.
+    _ports: Vec<Port>,
+}
+
+impl Server {
+    /// Starts a server of its own, and returns when it serves (in about a second).
+    #[must_use]
+    #[track_caller]
+    pub fn start() -> Server {
+        Server::start_with(&Setup::default(), None)
+    }
+
+    /// Starts a server in a host, on port 2181.
+    #[must_use]
+    #[track_caller]
+    pub fn start_in(host: &Host) -> Server {
+        Server::start_with(&Setup::default(), Some(host))
+    }
+
+    /// Starts a server with a setup of its own.
+    #[must_use]
+    #[track_caller]
+    pub fn start_with(setup: &Setup, host: Option<&Host>) -> Server {
+        let mut ports = Vec::new();
+        let address = address(host, 2181, &mut ports);
+        let server = Server::launch(setup, host, address, None, ports);
+        server.wait_ready();
+        server
+    }
+
+    /// The one server that the tests of a process share: for tests that don't stop it, each in a [`chroot`](Server::chroot) of
+    /// its own.
+    #[must_use]
+    #[track_caller]
+    pub fn shared() -> &'static Server {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(Server::start)
+    }
+
+    /// Writes the configuration and starts the process.
+    #[track_caller]
+    fn launch(setup: &Setup, host: Option<&Host>, address: SocketAddr, id: Option<u8>, ports: Vec<Port>) -> Server {
+        let dir = TempDir::new_in(janitor::workshop()).expect("a temporary directory can be made");
+        let data_dir = dir.path().join("data");
+        fs::create_dir(&data_dir).expect("a directory can be made");
+        if let Some(id) = id {
+            fs::write(data_dir.join("myid"), id.to_string()).expect("a file can be written");
+        }
+        let tick = setup.tick.as_millis();
+        let mut config = format!(
+            "tickTime={tick}\nminSessionTimeout={}\nmaxSessionTimeout=60000\ndataDir={}\nclientPort={}\nclientPortAddress={}\n\
+             maxClientCnxns=0\nadmin.enableServer=false\n4lw.commands.whitelist=*\n",
+            2 * tick,
+            data_dir.display(),
+            address.port(),
+            address.ip(),
+        );
+        for line in &setup.lines {
+            writeln!(config, "{line}").expect("a String takes everything");
+        }
+        fs::write(dir.path().join("zoo.cfg"), config).expect("a file can be written");
+        let process = start_java(&dir, setup.force_sync, host, address);
+        Server { process, force_sync: setup.force_sync, address, host: host.cloned(), dir, _ports: ports }
+    }
+
+    /// Waits until it serves: alone, or as a member of a quorum.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        wait_for(&format!("ZooKeeper on {} to serve", self.address), || {
+            if let Some(status) = self.process.exited() {
+                panic!("ZooKeeper on {} ended ({status}):\n{}", self.address, self.log());
+            }
+            self.mode().map(|_| ())
+        });
+    }
+
+    /// `standalone`, `leader` or `follower`, if it serves.
+    fn mode(&self) -> Result<String, String> {
+        let answer = self.four_letter("srvr").map_err(|error| error.to_string())?;
+        let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
+        mode.map(str::to_owned).ok_or(answer)
+    }
+
+    /// `address:port`, as for `--zk`.
+    #[must_use]
+    pub fn connect_string(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// A connect string with a chroot that no other call gives. The chroot znode is not made.
+    #[must_use]
+    pub fn chroot(&self, name: &str) -> String {
+        chroot(&self.connect_string(), name)
+    }
+
+    /// The client port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// The process id of the Java process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The data directory, for [`txnlog::read`].
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// All that it committed, oldest first.
+    #[must_use]
+    #[track_caller]
+    pub fn transactions(&self) -> Vec<Txn> {
+        txnlog::read(&self.data_dir()).expect("the transaction log is readable")
+    }
+
+    /// The server's own log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("zookeeper.log")).unwrap_or_default()
+    }
+
+    /// Asks a four-letter word, such as `mntr`. An error after a second if nothing comes back.
+    pub fn four_letter(&self, word: &str) -> io::Result<String> {
+        let mut stream = match &self.host {
+            Some(host) => host.connect(self.address, FOUR_LETTER_LIMIT)?,
+            None => TcpStream::connect_timeout(&self.address, FOUR_LETTER_LIMIT)?,
+        };
+        stream.set_read_timeout(Some(FOUR_LETTER_LIMIT))?;
+        stream.write_all(word.as_bytes())?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// SIGKILL; returns when it is gone. Also ends a paused server.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM; returns when it is gone.
+    #[track_caller]
+    pub fn terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+        self.process.wait_exit(wait::LIMIT);
+    }
+
+    /// Freezes it; returns when all its threads stand still.
+    #[track_caller]
+    pub fn pause(&mut self) {
+        self.process.pause();
+    }
+
+    /// Lets a frozen server go on.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        self.process.resume();
+    }
+
+    /// Starts it again on the same port with the same data, after a SIGKILL if it still runs; returns when it serves.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.relaunch();
+        self.wait_ready();
+    }
+
+    /// [`restart`](Server::restart) without waiting: for members of an ensemble that has no quorum yet.
+    #[track_caller]
+    pub fn relaunch(&mut self) {
+        self.process.kill();
+        self.process = start_java(&self.dir, self.force_sync, self.host.as_ref(), self.address);
+    }
+}
+
+#[track_caller]
+fn start_java(dir: &TempDir, force_sync: bool, host: Option<&Host>, address: SocketAddr) -> Process {
+    for jar in CLASS_PATH.split(':') {
+        assert!(
+            fs::exists(jar).is_ok_and(|exists| exists),
+            "{jar} is missing: apt-get install zookeeper libslf4j-java"
+        );
+    }
+    let log = File::options().create(true).append(true).open(dir.path().join("zookeeper.log"));
+    let log = log.expect("a log file can be opened");
+    let mut command = process::command("java", host);
+    command
+        .args(JAVA_OPTIONS)
+        .arg(format!("-Dzookeeper.forceSync={}", if force_sync { "yes" } else { "no" }))
+        .args(["-cp", CLASS_PATH, "org.apache.zookeeper.server.quorum.QuorumPeerMain", "zoo.cfg"])
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a file can be opened twice"))
+        .stderr(log);
+    Process::start(&format!("ZooKeeper on {address}"), command, |_| ()).0
+}
+
+/// A host has its well-known ports for itself, on the loopback address they must be claimed.
+fn address(host: Option<&Host>, well_known: u16, ports: &mut Vec<Port>) -> SocketAddr {
+    match host {
+        Some(host) => (IpAddr::V4(host.address()), well_known).into(),
+        None => {
+            let port = Port::claim();
+            let address = (IpAddr::V4(Ipv4Addr::LOCALHOST), port.number()).into();
+            ports.push(port);
+            address
+        }
+    }
+}
+
+fn chroot(connect_string: &str, name: &str) -> String {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    format!("{connect_string}/{name}-{}", CALLS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Three servers that replicate, tick 500 ms. A member is reached as `ensemble.servers[0]`.
+pub struct Ensemble {
+    /// The members.
+    pub servers: Vec<Server>,
+}
+
+impl Ensemble {
+    /// Starts an ensemble on loopback ports, and returns when all three serve.
+    #[must_use]
+    #[track_caller]
+    pub fn start() -> Ensemble {
+        Ensemble::start_on(&[None, None, None])
+    }
+
+    /// Starts one member in each of the first three hosts.
+    #[must_use]
+    #[track_caller]
+    pub fn start_in(hosts: &[Host]) -> Ensemble {
+        Ensemble::start_on(&[Some(&hosts[0]), Some(&hosts[1]), Some(&hosts[2])])
+    }
+
+    #[track_caller]
+    fn start_on(hosts: &[Option<&Host>; 3]) -> Ensemble {
+        // Five seconds to join, two until a silent peer counts as gone.
+        let mut setup = Setup {
+            tick: Duration::from_millis(500),
+            lines: vec!["initLimit=10".to_owned(), "syncLimit=4".to_owned()],
+            ..Setup::default()
+        };
+        let mut members = Vec::new();
+        for (id, host) in (1..).zip(hosts) {
+            let mut ports = Vec::new();
+            let [client, quorum, election] = [2181, 2888, 3888].map(|port| address(*host, port, &mut ports));
+            setup.lines.push(format!("server.{id}={quorum}:{}", election.port()));
+            members.push((id, *host, client, ports));
+        }
+        let launch = |(id, host, client, ports)| Server::launch(&setup, host, client, Some(id), ports);
+        let ensemble = Ensemble { servers: members.into_iter().map(launch).collect() };
+        for server in &ensemble.servers {
+            server.wait_ready();
+        }
+        ensemble
+    }
+
+    /// All three addresses, as for `--zk`.
+    #[must_use]
+    pub fn connect_string(&self) -> String {
+        let addresses: Vec<String> = self.servers.iter().map(Server::connect_string).collect();
+        addresses.join(",")
+    }
+
+    /// A connect string with a chroot that no other call gives. The chroot znode is not made.
+    #[must_use]
+    pub fn chroot(&self, name: &str) -> String {
+        chroot(&self.connect_string(), name)
+    }
+
+    /// The index of the leader, once there is one. A leader that was cut off or frozen calls itself so for a while longer.
+    #[must_use]
+    #[track_caller]
+    pub fn leader(&self) -> usize {
+        self.find("leader")
+    }
+
+    /// The index of a follower, once there is one.
+    #[must_use]
+    #[track_caller]
+    pub fn follower(&self) -> usize {
+        self.find("follower")
+    }
+
+    #[track_caller]
+    fn find(&self, mode: &str) -> usize {
+        wait_for(&format!("a {mode}"), || {
+            let modes: Vec<_> = self.servers.iter().map(Server::mode).collect();
+            let found = modes.iter().position(|found| found.as_deref() == Ok(mode));
+            found.ok_or_else(|| format!("{modes:?}"))
+        })
+    }
+}

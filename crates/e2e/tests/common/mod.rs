@@ -1,0 +1,299 @@
+//! A tree of its own for each test, and our daemons on it.
+
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use e2e::{Daemon, Server, daemon::Launch, wait_for};
+use tempfile::TempDir;
+use zk_session::{Config, Error, Kind, Session};
+use znode_paths::{Status, Task, TaskMeta, TaskName, paths};
+
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
+/// A chroot, a session that looks at it, a directory for evidence.
+pub(crate) struct Bench {
+    /// As for `--zk`.
+    pub(crate) zk: String,
+    pub(crate) tree: Tree,
+    dir: TempDir,
+}
+
+impl Bench {
+    /// On the server that all tests of the file share.
+    #[track_caller]
+    pub(crate) fn shared(name: &str) -> Bench {
+        Bench::at(Server::shared().chroot(name))
+    }
+
+    #[track_caller]
+    pub(crate) fn at(zk: String) -> Bench {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        Bench { tree: Tree::of(&zk), zk, dir }
+    }
+
+    /// A master with a session timeout that outlasts a busy machine.
+    pub(crate) fn master(&self, address: &str) -> Launch {
+        Daemon::named("zk-master").args(["--zk", &self.zk, "--address", address])
+    }
+
+    /// A worker with two slots.
+    pub(crate) fn worker(&self, name: &str) -> Launch {
+        let work_dir = self.dir.path().join("work").join(name);
+        let launch = Daemon::named("zk-worker").args(["--zk", &self.zk, "--name", name]);
+        launch.args(["--slots", "2", "--grace", "2s", "--work-dir"]).arg(work_dir)
+    }
+
+    /// A path for evidence.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The lines that tasks have appended to a file.
+    pub(crate) fn lines(&self, name: &str) -> Vec<String> {
+        lines(&self.path(name))
+    }
+
+    /// A command that appends a line to a file.
+    pub(crate) fn note(&self, name: &str, line: &str) -> String {
+        format!("echo \"{line}\" >> {}", self.path(name).display())
+    }
+
+    /// A command that waits until [`Bench::open`] is called with this name.
+    pub(crate) fn gate(&self, name: &str) -> String {
+        format!("until [ -e {} ]; do sleep 0.02; done", self.path(name).display())
+    }
+
+    /// Lets pass what waits.
+    pub(crate) fn open(&self, name: &str) {
+        fs::write(self.path(name), "").expect("a file can be written");
+    }
+
+    /// Waits until there are so many lines.
+    #[track_caller]
+    pub(crate) fn wait_lines(&self, name: &str, count: usize) -> Vec<String> {
+        wait_for(&format!("{count} lines in {name}"), || {
+            let lines = self.lines(name);
+            if lines.len() >= count { Ok(lines) } else { Err(format!("{lines:?}")) }
+        })
+    }
+}
+
+pub(crate) fn lines(path: &Path) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// A look at the tree, on a session of its own that is opened again when it was lost.
+pub(crate) struct Tree {
+    config: Config,
+    session: Mutex<Option<Session>>,
+}
+
+impl Tree {
+    fn of(zk: &str) -> Tree {
+        let connect = zk.parse().expect("the harness makes good connect strings");
+        let config = Config { connect, timeout: Duration::from_secs(30), digest: None };
+        Tree { config, session: Mutex::default() }
+    }
+
+    /// Asks until there is an answer. Only what may be done twice is to be asked while a server goes down.
+    #[track_caller]
+    pub(crate) fn ask<T>(&self, question: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Error> {
+        wait_for("an answer of ZooKeeper", || {
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            if session.as_ref().is_none_or(|session| session.over().is_some()) {
+                let ignored: zk_session::Notify = Arc::new(|_| {});
+                *session = Some(Session::open(&self.config, 1, &ignored).map_err(|error| error.to_string())?);
+            }
+            match question(session.as_ref().expect("it was opened above")) {
+                Err(Error::Lost(reason)) => Err(reason.to_string()),
+                answer => Ok(answer),
+            }
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn data(&self, path: &str) -> Option<Vec<u8>> {
+        self.ask(|session| session.read(path, false)).unwrap().map(|(data, _)| data)
+    }
+
+    #[track_caller]
+    pub(crate) fn text(&self, path: &str) -> Option<String> {
+        self.data(path).map(|data| String::from_utf8_lossy(&data).into_owned())
+    }
+
+    #[track_caller]
+    pub(crate) fn stat(&self, path: &str) -> Option<zk_session::Stat> {
+        self.ask(|session| session.stat(path, false)).unwrap()
+    }
+
+    /// Sorted; none where there is no such znode.
+    #[track_caller]
+    pub(crate) fn children(&self, path: &str) -> Vec<String> {
+        let mut children = self.ask(|session| session.children(path, false)).unwrap().unwrap_or_default();
+        children.sort();
+        children
+    }
+
+    /// Makes the chroot and persistent znodes, with their parents.
+    #[track_caller]
+    pub(crate) fn make(&self, znodes: &[&str]) {
+        self.ask(|session| session.ensure("/")).unwrap();
+        for path in znodes {
+            self.ask(|session| session.ensure(path)).unwrap();
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn create(&self, path: &str, data: impl AsRef<[u8]>) {
+        self.ask(|session| session.create(path, data.as_ref(), Kind::Persistent)).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn create_ephemeral(&self, path: &str, data: impl AsRef<[u8]>) {
+        self.ask(|session| session.create(path, data.as_ref(), Kind::Ephemeral)).unwrap();
+    }
+
+    /// Deletes a znode if it is there.
+    #[track_caller]
+    pub(crate) fn delete(&self, path: &str) {
+        match self.ask(|session| session.delete(path, None)) {
+            Ok(()) | Err(Error::NoNode(_)) => {}
+            Err(error) => panic!("cannot delete {path}: {error}"),
+        }
+    }
+
+    /// Deletes a znode and all below it, as `deleteall` does, while others may make new ones there.
+    #[track_caller]
+    pub(crate) fn delete_all(&self, path: &str) {
+        loop {
+            for child in self.children(path) {
+                self.delete_all(&format!("{path}/{child}"));
+            }
+            match self.ask(|session| session.delete(path, None)) {
+                Ok(()) | Err(Error::NoNode(_)) => return,
+                Err(Error::NotEmpty(_)) => {}
+                Err(error) => panic!("cannot delete {path}: {error}"),
+            }
+        }
+    }
+
+    /// Creates a task with this very data; waits for `/tasks`.
+    #[track_caller]
+    pub(crate) fn submit_data(&self, data: &[u8]) -> TaskName {
+        let path = wait_for("/tasks", || {
+            let created = self.ask(|session| session.create(paths::NEW_TASK, data, Kind::Sequential));
+            created.map_err(|error| error.to_string())
+        });
+        path.rsplit('/').next().unwrap().parse().expect("ZooKeeper makes names of tasks")
+    }
+
+    /// A task made by hand.
+    #[track_caller]
+    pub(crate) fn submit(&self, command: &str) -> TaskName {
+        self.submit_data(command.as_bytes())
+    }
+
+    /// A task as our client makes it.
+    #[track_caller]
+    pub(crate) fn submit_with(&self, command: &str, change: impl FnOnce(&mut TaskMeta)) -> TaskName {
+        let mut meta = TaskMeta::new(format!("{:016x}", fastrand::u64(..)));
+        change(&mut meta);
+        self.submit_data(&Task { command: command.to_owned(), meta: Some(meta) }.encode())
+    }
+
+    /// The word of a status, exactly as it is there.
+    #[track_caller]
+    pub(crate) fn status(&self, task: TaskName) -> Option<String> {
+        self.text(&paths::status(&task))
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_status(&self, task: TaskName) -> Status {
+        wait_for(&format!("the status of {task}"), || {
+            self.data(&paths::status(&task)).map(|data| Status::decode(&data)).ok_or_else(|| self.picture())
+        })
+    }
+
+    /// Waits for the status, which must be this word.
+    #[track_caller]
+    pub(crate) fn expect(&self, task: TaskName, word: &str) -> Status {
+        let status = self.wait_status(task);
+        assert_eq!(status.outcome.word(), word, "{task}: {:?}", self.status(task));
+        status
+    }
+
+    /// Waits until all have a status, and counts those that are `done`.
+    #[track_caller]
+    pub(crate) fn wait_all(&self, tasks: &[TaskName]) -> usize {
+        tasks.iter().filter(|task| self.wait_status(**task).outcome.word() == "done").count()
+    }
+
+    /// Waits until nothing is assigned to anybody.
+    #[track_caller]
+    pub(crate) fn wait_nothing_assigned(&self) {
+        wait_for("all assignments to be gone", || {
+            let assigned: Vec<String> = self.assigned();
+            if assigned.is_empty() { Ok(()) } else { Err(format!("{assigned:?}")) }
+        });
+    }
+
+    /// `worker/task`, for all that is assigned.
+    #[track_caller]
+    pub(crate) fn assigned(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for worker in self.children(paths::ASSIGN) {
+            all.extend(self.children(&format!("/assign/{worker}")).iter().map(|task| format!("{worker}/{task}")));
+        }
+        all
+    }
+
+    /// Waits until a worker has a desk and is registered.
+    #[track_caller]
+    pub(crate) fn wait_worker(&self, name: &str) {
+        wait_for(&format!("{name} to register"), || {
+            let there = self.stat(&format!("/workers/{name}")).and(self.stat(&format!("/assign/{name}")));
+            there.map(drop).ok_or_else(|| self.picture())
+        });
+    }
+
+    /// What a panic shows of the tree.
+    #[track_caller]
+    pub(crate) fn picture(&self) -> String {
+        let unfinished = |name: &&String| self.stat(&format!("/tasks/{name}/status")).is_none();
+        let tasks = self.children(paths::TASKS);
+        let unfinished: Vec<String> = tasks.iter().filter(unfinished).take(10).cloned().collect();
+        format!(
+            "master {:?}, workers {:?}, assigned {:?}, {} tasks, unfinished: {unfinished:?}",
+            self.text(paths::MASTER),
+            self.children(paths::WORKERS),
+            self.assigned(),
+            tasks.len(),
+        )
+    }
+}
+
+/// That they run and never panicked.
+#[track_caller]
+pub(crate) fn well(daemons: &[&Daemon]) {
+    for daemon in daemons {
+        assert!(daemon.exited().is_none(), "it exited: {:?}", daemon.exited());
+        never_panicked(daemon);
+    }
+}
+
+#[track_caller]
+pub(crate) fn never_panicked(daemon: &Daemon) {
+    let log = daemon.stderr();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+/// How often a text is in a daemon's log.
+pub(crate) fn count(daemon: &Daemon, text: &str) -> usize {
+    daemon.stderr().matches(text).count()
+}
