@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use zk_session::{Config, ConnectString};
 
 /// How to reach the ensemble, and how much to say.
@@ -64,7 +66,7 @@ impl CommonArgs {
             (None, Some(identity)) => Some(digest_of(identity, "ZK_AUTH")?),
             (None, None) => None,
         };
-        Ok(Config { connect: self.zk.clone(), timeout: session_timeout, digest })
+        Ok(Config { connect: self.zk.clone(), timeout: session_timeout, digest, witness: None })
     }
 
     /// Starts the log on standard error: `info` and above, unless the options or `RUST_LOG` say otherwise.
@@ -130,6 +132,21 @@ pub fn host() -> String {
 /// The system does not allow it.
 pub fn on_stop_signal(stop: impl FnMut() + Send + 'static) -> Result<(), ArgsError> {
     ctrlc::set_handler(stop).map_err(ArgsError::Signals)
+}
+
+/// Has the kernel kill the command when the thread that starts it ends, which must live as long as the process.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = getpid();
+    let ask_the_kernel = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have died before the call.
+        if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::PERM.into()) }
+    };
+    #[expect(unsafe_code, reason = "the parent-death signal can only be set by the child itself")]
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(ask_the_kernel);
+    }
 }
 
 /// Reads the command line. Wrong usage is one line on standard error and the exit code 2.

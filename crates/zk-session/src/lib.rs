@@ -37,11 +37,12 @@ mod session;
 mod socket;
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use connect::{ConnectString, ConnectStringError};
 pub use error::{Error, OpenError, Reason};
-pub use opening::{Opening, open_in_background};
+pub use opening::{Opening, end_session, open_in_background};
 pub use parallel::in_parallel;
 pub use session::{Change, Event, Kind, MAX_REQUEST, Notify, Session, Stat};
 
@@ -57,6 +58,18 @@ pub struct Config {
     pub timeout: Duration,
     /// `user:password` of ZooKeeper's digest scheme; with it every znode made is for that identity only.
     pub digest: Option<String>,
+    /// Who is told of the sessions that have a node of their own.
+    pub witness: Option<Arc<dyn Witness>>,
+}
+
+/// Somebody outside this process who must know its sessions: to end them when the process dies, and to kill what it runs
+/// when it cannot prove for too long that it is registered.
+pub trait Witness: fmt::Debug + Send + Sync {
+    /// A session has a node of its own. Called before the caller of [`Session::own`] can use that.
+    fn owns(&self, session: SessionId, timeout: Duration);
+
+    /// A write to the own node was acknowledged that was sent at this time.
+    fn proved(&self, sent: Instant);
 }
 
 /// The id by which the ensemble knows a session.

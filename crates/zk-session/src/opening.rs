@@ -1,11 +1,12 @@
 //! Finding a server, and going on until there is one.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Config, Event, Notify, OpenError, Session, handshake};
+use crate::{Config, Event, Notify, OpenError, Session, SessionId, handshake};
 
 /// After this long without an answer the next server is asked as well.
 const HEAD_START: Duration = Duration::from_millis(200);
@@ -21,6 +22,25 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Finds a server that serves sessions, and the timeout that it grants. One that is dead, slow or has no address does
 /// not hold up the others.
 pub(crate) fn reach(config: &Config) -> Result<(SocketAddr, Duration), OpenError> {
+    let timeout = config.timeout;
+    first_answer(config, move |server| Ok((server, handshake::probe(server, timeout)?)))
+}
+
+/// Ends a session of ours, without having one: opens it again under its id and password and closes it. Returns false where
+/// there was none any more, or the server does not accept the password: then it is gone when it expires.
+///
+/// # Errors
+/// No server answered: the session may or may not be ended.
+pub fn end_session(config: &Config, session: SessionId) -> Result<bool, OpenError> {
+    first_answer(config, move |server| handshake::close_session(server, session))
+}
+
+/// Asks the servers, in any order, until one answers.
+fn first_answer<T, F>(config: &Config, ask: F) -> Result<T, OpenError>
+where
+    T: Send + 'static,
+    F: Fn(SocketAddr) -> io::Result<T> + Clone + Send + 'static,
+{
     let mut hosts = config.connect.hosts().to_vec();
     fastrand::shuffle(&mut hosts);
     let mut waiting = hosts.into_iter();
@@ -30,9 +50,9 @@ pub(crate) fn reach(config: &Config) -> Result<(SocketAddr, Duration), OpenError
     let mut until = Instant::now() + PATIENCE;
     loop {
         if let Some(host) = waiting.next() {
-            let (tx, timeout) = (tx.clone(), config.timeout);
+            let (tx, ask) = (tx.clone(), ask.clone());
             let asking = thread::Builder::new().name("zk-probe".into()).spawn(move || {
-                tx.send(ask(&host, timeout)).ok(); // nobody waits any more when another server answered
+                tx.send(ask_host(&host, &ask)).ok(); // nobody waits any more when another server answered
             });
             match asking {
                 Ok(_) => unanswered += 1,
@@ -57,12 +77,12 @@ pub(crate) fn reach(config: &Config) -> Result<(SocketAddr, Duration), OpenError
     }
 }
 
-fn ask(host: &str, timeout: Duration) -> Result<(SocketAddr, Duration), String> {
+fn ask_host<T>(host: &str, ask: &impl Fn(SocketAddr) -> io::Result<T>) -> Result<T, String> {
     let servers = host.to_socket_addrs().map_err(|error| format!("{host}: {}", sentence(&error)))?;
     let mut why = format!("{host}: it has no address");
     for server in servers {
-        match handshake::probe(server, timeout) {
-            Ok(granted) => return Ok((server, granted)),
+        match ask(server) {
+            Ok(answer) => return Ok(answer),
             Err(error) => why = format!("{host}: {}", sentence(&error)),
         }
     }
@@ -70,7 +90,7 @@ fn ask(host: &str, timeout: Duration) -> Result<(SocketAddr, Duration), String> 
 }
 
 /// An error of the system without the number that Rust appends.
-fn sentence(error: &std::io::Error) -> String {
+fn sentence(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {
         Some((text, _)) => text.to_lowercase(),

@@ -14,7 +14,7 @@ use zookeeper::{Acl, CreateMode, WatchedEvent, WatchedEventType, ZkError, ZkResu
 
 use crate::flow::Flow;
 use crate::socket::{self, Sockets};
-use crate::{Config, ConnectString, Error, OpenError, Reason, SessionId, handshake, opening};
+use crate::{Config, ConnectString, Error, OpenError, Reason, SessionId, Witness, handshake, opening};
 
 /// The largest request, in bytes: `jute.maxbuffer` is 1,048,575 by default, and a server cuts the connection over it.
 pub const MAX_REQUEST: usize = 1_040_000;
@@ -154,6 +154,7 @@ struct Control {
     changed: Condvar,
     socket: Mutex<Option<Socket>>,
     notify: Notify,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 struct Life {
@@ -257,6 +258,9 @@ impl Control {
                     if let (Heartbeat::Write(own), Some(mtime)) = (&mut life.heartbeat, mtime) {
                         own.proved = own.proved.max(sent);
                         own.server_time = (mtime, Instant::now());
+                        if let Some(witness) = &self.witness {
+                            witness.proved(sent);
+                        }
                     }
                 }
                 Err(error) => {
@@ -348,6 +352,7 @@ impl Session {
             changed: Condvar::new(),
             socket: Mutex::new(None),
             notify: notify.clone(),
+            witness: config.witness.clone(),
         });
         let watcher = watcher(config.connect.clone(), notify.clone());
         let one_at_a_time = lock(&ONE_AT_A_TIME);
@@ -452,6 +457,10 @@ impl Session {
         let stat = self.stat(path, false)?.ok_or_else(|| Error::NoNode(path.to_owned()))?;
         let id = stat.owner.ok_or_else(|| Error::NoNode(path.to_owned()))?;
         let path = self.0.connect.absolute(path);
+        if let Some(witness) = &self.0.control.witness {
+            witness.owns(id, self.timeout());
+            witness.proved(proved);
+        }
         let own = Own { path, data: data.to_vec(), id, proved, server_time: (stat.mtime_ms, Instant::now()) };
         lock(&self.0.control.life).heartbeat = Heartbeat::Write(own);
         Ok(id)

@@ -14,10 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group, set_parent_process_death_signal,
-    test_kill_process_group, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, test_kill_process_group, waitid};
 use zk_session::Session;
 
 /// How long killed processes may take to disappear before that is said; a process in the middle of a read from a dead
@@ -143,17 +140,7 @@ impl Processes {
     /// worker: the command is killed when the thread that started it ends.
     pub(crate) fn start(&self, mut command: Command) -> Result<Pid, NotStarted> {
         command.process_group(0);
-        let worker = getpid();
-        let die_with_worker = move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The worker may have died before the call.
-            if getppid() == Some(worker) { Ok(()) } else { Err(rustix::io::Errno::PERM.into()) }
-        };
-        #[expect(unsafe_code, reason = "the parent-death signal can only be set by the child itself")]
-        // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
-        unsafe {
-            command.pre_exec(die_with_worker);
-        }
+        zk_cli::die_with_parent(&mut command);
         // The lock is held over the spawn, so that the leash cannot run out in between and miss this group.
         let mut state = self.shared.lock();
         if state.leash.is_none() || state.ran_out() {
