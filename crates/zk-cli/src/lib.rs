@@ -178,11 +178,12 @@ fn say(program: &str, text: &str) {
     eprintln!("{program}: {text}");
 }
 
-/// The end of a daemon: what went wrong, on one line of standard error with all its causes, and the exit code 1.
-pub fn exit(program: &str, ran: Result<(), impl std::error::Error>) -> ExitCode {
-    let Err(error) = ran else { return ExitCode::SUCCESS };
-    say(program, &chain(&error));
-    ExitCode::FAILURE
+/// The end of a daemon: its exit code, or what went wrong, on one line of standard error with all its causes, and 1.
+pub fn exit(program: &str, ran: Result<ExitCode, impl std::error::Error>) -> ExitCode {
+    ran.unwrap_or_else(|error| {
+        say(program, &chain(&error));
+        ExitCode::FAILURE
+    })
 }
 
 /// An error and its causes, joined by colons.

@@ -22,9 +22,12 @@ pub mod plan;
 mod reading;
 pub mod view;
 
+use std::io;
+use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use zk_guard::{Line, Side};
 use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
@@ -51,6 +54,12 @@ pub enum Error {
     /// An option cannot be used.
     #[error(transparent)]
     Args(#[from] zk_cli::ArgsError),
+    /// There is no guard.
+    #[error(transparent)]
+    Guard(#[from] zk_guard::Error),
+    /// The system has no threads left.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// The name of this host makes no address.
     #[error("the name of this host makes no address, give one with --address: {0}")]
     Address(znode_paths::NameError),
@@ -58,6 +67,8 @@ pub enum Error {
 
 enum Message {
     Session(Event),
+    /// The guard asks whether the loop goes round.
+    Ping,
     Stop,
 }
 
@@ -71,21 +82,31 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause after a pass in which no step could be carried out: somebody is changing the tree under us.
 const FRUITLESS: Duration = Duration::from_millis(200);
 
-/// Runs until a stop signal.
+/// Runs until a stop signal, under a guard: as both processes.
 ///
 /// # Errors
 /// It cannot start.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(config: Config) -> Result<ExitCode, Error> {
+    match zk_guard::split(&config.session, true)? {
+        Side::Guarded(code) => Ok(code),
+        Side::Daemon(guard) => serve(config, guard).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn serve(config: Config, guard: Line) -> Result<(), Error> {
     let (tx, rx) = mpsc::channel();
+    let ping = tx.clone();
+    guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;
     let stop = tx.clone();
     // A mailbox that nobody reads any more belongs to a master that has ended.
     zk_cli::on_stop_signal(move || _ = stop.send(Message::Stop))?;
     let notify: Notify = Arc::new(move |event| _ = tx.send(Message::Session(event)));
     let instance = Instance::from_random(fastrand::u64(..));
     log::info!("started address={} instance={instance} zk={}", config.address, config.session.connect);
-    let Config { session, address, retention } = config;
-    let mut master =
-        Master { session: Arc::new(session), address, retention, instance, sessions: 0, notify, pause: FIRST_PAUSE };
+    let Config { mut session, address, retention } = config;
+    session.witness = Some(Arc::new(guard.clone()));
+    let session = Arc::new(session);
+    let mut master = Master { session, guard, address, retention, instance, sessions: 0, notify, pause: FIRST_PAUSE };
     let mut state = master.seek(Duration::ZERO);
     loop {
         let message = match state.wake() {
@@ -100,6 +121,7 @@ pub fn run(config: Config) -> Result<(), Error> {
                     log::info!("stopped");
                     return Ok(());
                 }
+                Message::Ping => master.guard.goes(),
                 Message::Session(event) => state = master.on_event(state, event),
             }
         }
@@ -145,6 +167,7 @@ impl State {
 
 struct Master {
     session: Arc<zk_session::Config>,
+    guard: Line,
     address: Address,
     retention: Retention,
     instance: Instance,
@@ -155,7 +178,9 @@ struct Master {
 }
 
 impl Master {
+    /// Without a session a master does nothing that its guard would have to stop.
     fn seek(&mut self, pause: Duration) -> State {
+        self.guard.released();
         State::Seeking { from: Instant::now() + pause, opening: None }
     }
 

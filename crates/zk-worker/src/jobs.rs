@@ -7,10 +7,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::{Pid, Signal};
 use znode_paths::{Attempt, AttemptMeta, Instance, Outcome, Status, StatusMeta, Task, TaskName};
 
-use crate::Life;
 use crate::judge::{Report, Why, report};
 use crate::output::Folder;
 use crate::processes::{self, Exited, NotStarted, Processes};
+use crate::{Life, leftovers};
 
 /// Everything in hand, by task.
 pub(crate) struct Jobs {
@@ -286,6 +286,7 @@ fn command(start: &Start<'_>, life: &Life) -> std::io::Result<(Command, Folder)>
             command.current_dir(cwd);
         }
     }
+    command.env(leftovers::FOLDER, &folder.path);
     command.env("ZK_TASK", start.name.to_string());
     command.env("ZK_TASK_ATTEMPT", start.attempt.to_string());
     command.env("ZK_TASK_FENCE", start.fence.to_string());

@@ -21,15 +21,18 @@ mod args;
 mod connection;
 mod jobs;
 pub mod judge;
+mod leftovers;
 mod output;
 mod processes;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use zk_guard::{Line, Side};
 use zk_session::{Event, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
@@ -68,6 +71,9 @@ pub enum Error {
     /// An option cannot be used.
     #[error(transparent)]
     Args(#[from] zk_cli::ArgsError),
+    /// There is no guard.
+    #[error(transparent)]
+    Guard(#[from] zk_guard::Error),
     /// The name of this host cannot be a worker's.
     #[error("the name of this host is no worker's name, give one with --name: {0}")]
     Name(znode_paths::NameError),
@@ -77,6 +83,9 @@ pub enum Error {
     /// The work dir cannot be used.
     #[error("cannot use the work dir {0}: {1}")]
     WorkDir(PathBuf, io::Error),
+    /// Two workers in one work dir would take each other's tasks for leftovers.
+    #[error("another zk-worker uses the work dir {0}; give each its own --work-dir")]
+    WorkDirTaken(PathBuf),
     /// The system has no threads left.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -95,6 +104,8 @@ enum Message {
     Exited(Exited),
     /// The leash has run out.
     Expired,
+    /// The guard asks whether the loop goes round.
+    Ping,
     Stop,
 }
 
@@ -116,12 +127,24 @@ const CLOSE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Runs until a stop signal.
+/// Runs until a stop signal, under a guard: as both processes.
 ///
 /// # Errors
 /// It cannot start, or another process lives under its name.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(config: Config) -> Result<ExitCode, Error> {
+    match zk_guard::split(&config.session, config.on_lost == OnLost::Kill)? {
+        Side::Guarded(code) => Ok(code),
+        Side::Daemon(guard) => serve(config, guard).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn serve(config: Config, guard: Line) -> Result<(), Error> {
+    let taken = leftovers::take(&config.work_dir).map_err(|error| Error::WorkDir(config.work_dir.clone(), error))?;
+    let _held = taken.ok_or_else(|| Error::WorkDirTaken(config.work_dir.clone()))?;
+    leftovers::kill(&config.work_dir);
     let (tx, rx) = mpsc::channel();
+    let ping = tx.clone();
+    guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;
     // A mailbox that nobody reads any more belongs to a worker that has ended.
     let stop = tx.clone();
     zk_cli::on_stop_signal(move || _ = stop.send(Message::Stop))?;
@@ -143,7 +166,8 @@ pub fn run(config: Config) -> Result<(), Error> {
         config.work_dir.display(),
     );
     let mut worker = Worker {
-        session: Arc::new(config.session.clone()),
+        session: Arc::new(zk_session::Config { witness: Some(Arc::new(guard.clone())), ..config.session.clone() }),
+        guard,
         life: Life { config, instance, instances: vec![instance], leaving: Leaving::No },
         jobs: Jobs::new(processes),
         link: Link::Down { from: Instant::now(), opening: None },
@@ -185,6 +209,7 @@ enum Next {
 struct Worker {
     life: Life,
     session: Arc<zk_session::Config>,
+    guard: Line,
     jobs: Jobs,
     link: Link,
     /// How many sessions there have been.
@@ -220,6 +245,7 @@ impl Worker {
     fn on_message(&mut self, message: Message) -> Result<(), Error> {
         match message {
             Message::Expired => {} // looked at before anything else, in go_on()
+            Message::Ping => self.guard.goes(),
             Message::Exited(exited) => {
                 if self.jobs.on_exit(&exited, &self.life)
                     && let Link::Up(connection) = &mut self.link
@@ -318,6 +344,7 @@ impl Worker {
                 return false;
             }
         }
+        self.guard.released();
         let instance = Instance::from_random(fastrand::u64(..));
         log::warn!(
             "could not prove for 3/4 of the session timeout to be registered: {}, going on as another instance \

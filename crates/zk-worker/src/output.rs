@@ -12,6 +12,7 @@ use znode_paths::{Tail, TaskName};
 /// command runs. Others cannot look into it.
 #[derive(Debug)]
 pub(crate) struct Folder {
+    pub(crate) path: PathBuf,
     pub(crate) files: PathBuf,
     stdout: File,
     stderr: File,
@@ -25,7 +26,8 @@ impl Folder {
         let files = path.join("files");
         fs::DirBuilder::new().recursive(true).create(&files)?;
         let open = |name| OpenOptions::new().read(true).append(true).create(true).open(path.join(name));
-        Ok(Folder { files, stdout: open("stdout")?, stderr: open("stderr")? })
+        let (stdout, stderr) = (open("stdout")?, open("stderr")?);
+        Ok(Folder { path, files, stdout, stderr })
     }
 
     /// What the command writes to.
