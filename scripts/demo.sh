@@ -47,7 +47,7 @@ NEXT_LINE=0         # when the next one is due where none can
 
 TASKS=()            # names, in the order of submission
 PRIMARY='' STANDBY='' WORKERS=0 DONE=0 # what the last `zk-client status` said
-VICTIM='' VICTIM_PID='' # the primary that was killed
+VICTIM=''           # the primary that was killed
 KILLED_MS=''        # when
 TAKEOVER_MS=''      # how long there was no other
 
@@ -84,8 +84,6 @@ fail() {
     REASON=$*
     exit 1
 }
-
-seconds() { printf '%d.%d s' "$((($1 + 50) / 1000))" "$((($1 + 50) % 1000 / 100))"; }
 
 # --- cleaning up ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +212,7 @@ start_daemons() {
 check_daemons() {
     local pid
     for pid in "${DAEMONS[@]}"; do
-        [[ $pid == "$VICTIM_PID" ]] || alive "$pid" || fail "a daemon ended by itself (see the end of its log)"
+        alive "$pid" || fail "a daemon ended by itself (see the end of its log)"
     done
 }
 
@@ -243,13 +241,17 @@ submit() {
     TASKS+=("$task")
 }
 
+# What was started is the guard; the master's own process is its child.
 kill_primary() {
     VICTIM=$PRIMARY
-    VICTIM_PID=${MASTER[$PRIMARY]:-}
-    [[ -n $VICTIM_PID ]] || fail "the primary $PRIMARY is not one of the two masters"
+    local guard=${MASTER[$PRIMARY]:-} pid
+    [[ -n $guard ]] || fail "the primary $PRIMARY is not one of the two masters"
+    pid=$(<"/proc/$guard/task/$guard/children")
+    pid=${pid%% *}
+    [[ -n $pid ]] || fail "the guard of $PRIMARY (pid $guard) has no child"
     now_ms KILLED_MS
-    kill -KILL "$VICTIM_PID"
-    note "$DONE of $TOTAL tasks done: kill -9 of the primary master $VICTIM (pid $VICTIM_PID)"
+    kill -KILL "$pid"
+    note "$DONE of $TOTAL tasks done: kill -9 of the primary master $VICTIM (pid $pid, below its guard $guard)"
 }
 
 # Submits everything, kills the primary when a third is done, and goes on submitting while there is none. The last third is
@@ -341,7 +343,7 @@ compare() {
     changed=$((FILES - identical))
     VERDICT="OK: $FINISHED of $TOTAL tasks done, $identical files identical"
     ((changed == 0)) || VERDICT+=" ($changed changed or went meanwhile)"
-    VERDICT+=", new primary after $(seconds "$TAKEOVER_MS"), $LOST lost"
+    VERDICT+=", new primary after $TAKEOVER_MS ms, $LOST lost"
 }
 
 # --- all together ---------------------------------------------------------------------------------------------------
