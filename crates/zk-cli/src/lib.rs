@@ -2,6 +2,7 @@
 //! stop signals. Nothing of what any of them does.
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use rustix::process::{getpid, getppid, set_parent_process_death_signal};
 use zk_session::{Config, ConnectString};
 
 /// How to reach the ensemble, and how much to say.
@@ -126,19 +128,40 @@ pub fn host() -> String {
     gethostname::gethostname().to_string_lossy().into_owned()
 }
 
-/// Calls `stop` at each SIGINT, SIGTERM or SIGHUP. It runs on a thread of its own and should only send.
+/// A random number, as good as the system makes them: two processes anywhere must not draw the same one. (The `fastrand`
+/// crate seeds itself from the time since boot, and hosts boot at the same time.)
+pub fn random() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+/// Calls `stop` at each SIGINT, SIGTERM or SIGHUP. It runs on a thread of its own and should only send. Under `nohup`
+/// SIGHUP goes on being ignored.
 ///
 /// # Errors
 /// The system does not allow it.
 pub fn on_stop_signal(stop: impl FnMut() + Send + 'static) -> Result<(), ArgsError> {
-    ctrlc::set_handler(stop).map_err(ArgsError::Signals)
+    let hangup_ignored = ignores_hangup(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    ctrlc::set_handler(stop).map_err(ArgsError::Signals)?;
+    if hangup_ignored {
+        #[expect(unsafe_code, reason = "ctrlc handles SIGHUP whenever it handles SIGTERM")]
+        // SAFETY: no handler is installed, and nothing else in the program installs one for this signal.
+        let ignored = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
+        ignored.map_err(|error| ArgsError::Signals(ctrlc::Error::System(error.into())))?;
+    }
+    Ok(())
+}
+
+/// Whether `/proc/self/status` says that SIGHUP, which is signal 1, is ignored (proc(5), `SigIgn`).
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Has the kernel kill the command when the thread that starts it ends, which must live as long as the process.
 pub fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     let ask_the_kernel = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
+        set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         // The parent may have died before the call.
         if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::PERM.into()) }
     };
@@ -219,6 +242,18 @@ mod tests {
         assert_eq!(config.digest.as_deref(), Some("ann:secret"));
         std::fs::write(file.path(), "ann").unwrap();
         assert!(args(file.path()).config(Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn nohup_is_seen() {
+        assert!(ignores_hangup("Name:\tx\nSigIgn:\t0000000000001001\n"));
+        assert!(!ignores_hangup("Name:\tx\nSigIgn:\t0000000000001000\n"));
+        assert!(!ignores_hangup(""));
+    }
+
+    #[test]
+    fn random_numbers_differ() {
+        assert_ne!(random(), random());
     }
 
     #[test]

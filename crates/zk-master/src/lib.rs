@@ -101,7 +101,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     // A mailbox that nobody reads any more belongs to a master that has ended.
     zk_cli::on_stop_signal(move || _ = stop.send(Message::Stop))?;
     let notify: Notify = Arc::new(move |event| _ = tx.send(Message::Session(event)));
-    let instance = Instance::from_random(fastrand::u64(..));
+    let instance = Instance::from_random(zk_cli::random());
     log::info!("started address={} instance={instance} zk={}", config.address, config.session.connect);
     let Config { mut session, address, retention } = config;
     session.witness = Some(Arc::new(guard.clone()));

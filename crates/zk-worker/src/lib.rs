@@ -156,7 +156,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     )
     .map_err(Error::Thread)?;
     let notify: Notify = Arc::new(move |event| _ = tx.send(Message::Session(event)));
-    let instance = Instance::from_random(fastrand::u64(..));
+    let instance = Instance::from_random(zk_cli::random());
     log::info!(
         "started worker={} address={} slots={} instance={instance} zk={} work_dir={}",
         config.name,
@@ -345,7 +345,7 @@ impl Worker {
             }
         }
         self.guard.released();
-        let instance = Instance::from_random(fastrand::u64(..));
+        let instance = Instance::from_random(zk_cli::random());
         log::warn!(
             "could not prove for 3/4 of the session timeout to be registered: {}, going on as another instance \
              instance={instance}",
