@@ -1,0 +1,326 @@
+//! The command line, as it is typed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Parser, Subcommand};
+use zk_cli::CommonArgs;
+use znode_paths::{DecodeError, Task, TaskMeta, TaskName, WorkerName};
+
+use crate::error::Failure;
+use crate::submit::Order;
+use crate::{Config, Error, Job, state};
+
+/// Submits tasks to the workers of a ZooKeeper ensemble, waits for them and shows them.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP, arg_required_else_help = false)]
+pub struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+
+    /// The session timeout to ask for
+    #[arg(long, env = "ZK_SESSION_TIMEOUT", value_name = "DURATION", default_value = "10s",
+          value_parser = zk_cli::session_timeout, global = true)]
+    session_timeout: Duration,
+
+    /// How long to wait for ZooKeeper, and for a first master
+    #[arg(long, env = "ZK_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "10s",
+          value_parser = zk_cli::duration, global = true)]
+    connect_timeout: Duration,
+
+    /// Submit nothing while there are more tasks than this
+    #[arg(long, env = "ZK_MAX_QUEUE", value_name = "N", default_value_t = 50_000, global = true)]
+    max_queue: usize,
+
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a task and print its name
+    Submit {
+        #[command(flatten)]
+        task: TaskArgs,
+    },
+    /// Submit a task, wait for its end, print its output and exit with its code; Ctrl-C cancels it
+    Run {
+        #[command(flatten)]
+        task: TaskArgs,
+    },
+    /// Block until all tasks are finished; print TASK, STATE and EXIT CODE of each as it ends
+    Wait {
+        /// Which
+        #[arg(value_name = "TASK", required = true)]
+        tasks: Vec<TaskName>,
+    },
+    /// List the tasks, oldest first
+    List {
+        /// Only those in this state; may be given several times
+        #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(state::WORDS))]
+        state: Vec<String>,
+    },
+    /// Show everything known of a task
+    Show {
+        /// Which
+        #[arg(value_name = "TASK")]
+        task: TaskName,
+    },
+    /// List the workers
+    Workers,
+    /// Show the cluster: masters, workers, tasks by state
+    Status,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Task options")]
+struct TaskArgs {
+    /// What you call it
+    #[arg(long, value_name = "TEXT")]
+    name: Option<String>,
+
+    /// Higher is served first
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i64,
+
+    /// How often it may be started when workers are lost under it [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_attempts: Option<u32>,
+
+    /// Start it once only, even if its worker is lost
+    #[arg(long)]
+    no_requeue: bool,
+
+    /// The only worker that may run it
+    #[arg(long, value_name = "WORKER")]
+    on: Option<WorkerName>,
+
+    /// A label that its worker must have; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    require: Vec<(String, String)>,
+
+    /// Start it when this task is done, cancel it if that ends otherwise; may be given several times
+    #[arg(long, value_name = "TASK")]
+    after: Vec<TaskName>,
+
+    /// Added to its environment; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+
+    /// Where it runs, on the worker; by default in a folder of its own
+    #[arg(long, value_name = "DIR", value_parser = folder)]
+    cwd: Option<String>,
+
+    /// Write just the command, without metadata, as somebody with zkCli.sh would
+    #[arg(long, conflicts_with_all =
+          ["name", "priority", "max_attempts", "no_requeue", "on", "require", "after", "env", "cwd"])]
+    plain: bool,
+
+    /// Several words are quoted for the shell word by word; a single one is a shell command line as it stands
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    command: Vec<String>,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  run, and wait with one task: the command's own; 128+n after a signal n
+  wait with several: 0 all done, 1 some not
+  2 wrong usage; 74 outcome unknown; 75 queue full; 124 the task's time limit passed;
+  125 zk-client itself failed, or the task is lost; 130 cancelled
+
+Examples:
+  zk-client submit --name backup -- 'tar c /data | zstd > /backup/data.tar.zst'
+  zk-client run --require disk=ssd -- make -j4 all
+  zk-client wait $(zk-client submit sleep 5)";
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is KEY=VALUE".to_owned()),
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    // No process can get such a variable.
+    if text.contains('\0') { Err("it has a NUL character".to_owned()) } else { pair(text) }
+}
+
+/// A folder as it is called from here, like Slurm's --chdir: on hosts that share their file systems that is what is meant.
+fn folder(text: &str) -> Result<String, String> {
+    let path = std::path::absolute(Path::new(text)).map_err(|error| error.to_string())?;
+    path.into_os_string().into_string().map_err(|path| format!("{} is not UTF-8", PathBuf::from(path).display()))
+}
+
+impl Args {
+    /// Starts the log and says what the options mean.
+    ///
+    /// # Errors
+    /// An option or the command cannot be used.
+    pub fn config(self) -> Result<Config, Failure> {
+        // A user at a terminal is told what matters in sentences; the log is for whoever asks for it.
+        let mut common = self.common;
+        common.quiet = common.quiet.saturating_add(if common.verbose == 0 { 2 } else { 1 });
+        common.start_log();
+        let session = common.config(self.session_timeout);
+        let session = session.map_err(|error| Error::Option(error).of("use the options"))?;
+        let job = match self.command {
+            Command::Submit { task } => Job::Submit(task.order(self.max_queue)?),
+            Command::Run { task } => Job::Run(task.order(self.max_queue)?),
+            Command::Wait { tasks } => Job::Wait(tasks.into_iter().collect()),
+            Command::List { state } => Job::List(state),
+            Command::Show { task } => Job::Show(task),
+            Command::Workers => Job::Workers,
+            Command::Status => Job::Status,
+        };
+        Ok(Config { session, connect_timeout: self.connect_timeout, json: self.json, job })
+    }
+}
+
+impl TaskArgs {
+    fn order(self, max_queue: usize) -> Result<Order, Failure> {
+        let command = match &self.command[..] {
+            [line] => line.clone(),
+            // The only words that cannot be quoted are those with a NUL.
+            words => shlex::try_join(words.iter().map(String::as_str))
+                .map_err(|_| Error::Command(DecodeError::NulInCommand).of("submit the task"))?,
+        };
+        let submit = (!self.plain).then(random_id);
+        let meta = submit.clone().map(|id| self.meta(id));
+        let data = Task { command, meta }.encode_checked().map_err(|error| {
+            let error = match error {
+                DecodeError::TooLong(bytes) => Error::TooLong(bytes),
+                error => Error::Command(error),
+            };
+            error.of("submit the task")
+        })?;
+        Ok(Order { data, submit, max_queue })
+    }
+
+    fn meta(self, submit: String) -> TaskMeta {
+        let defaults = TaskMeta::new(submit);
+        TaskMeta {
+            name: self.name,
+            priority: self.priority,
+            max_attempts: self.max_attempts.unwrap_or(defaults.max_attempts),
+            no_requeue: self.no_requeue,
+            on: self.on,
+            require: self.require.into_iter().collect::<BTreeMap<_, _>>(),
+            after: self.after,
+            env: self.env.into_iter().collect::<BTreeMap<_, _>>(),
+            cwd: self.cwd,
+            ..defaults
+        }
+    }
+}
+
+/// Two submits with the same id would be one task.
+fn random_id() -> String {
+    format!("{:016x}{:016x}", zk_cli::random(), zk_cli::random())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    /// What a command line submits.
+    #[track_caller]
+    fn submitted(words: &[&str]) -> Result<Task, String> {
+        let line = ["zk-client", "submit"].iter().chain(words);
+        let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
+        let Command::Submit { task } = args.command else { panic!("not a submit") };
+        let order = task.order(args.max_queue).map_err(|failure| failure.to_string())?;
+        Ok(Task::decode(&order.data).expect("what is submitted can be decoded"))
+    }
+
+    #[track_caller]
+    fn check_command(words: &[&str], expected: &str) {
+        assert_eq!(submitted(words).map(|task| task.command), Ok(expected.to_owned()), "{words:?}");
+    }
+
+    #[test]
+    fn a_single_word_is_a_command_line_and_several_are_quoted() {
+        check_command(&["--", "echo a; echo b"], "echo a; echo b");
+        check_command(&["--", "echo", "a b", "$HOME", "it's"], "echo 'a b' '$HOME' \"it's\"");
+        check_command(&["--", "echo", ""], "echo ''");
+        check_command(&["--", "printf", "a\nb"], "printf 'a\nb'");
+    }
+
+    #[test]
+    fn options_after_the_first_word_belong_to_the_command() {
+        check_command(&["--priority", "-1", "sleep", "--name", "x", "-v"], "sleep --name x -v");
+        check_command(&["echo", "--", "-n"], "echo -- -n");
+        assert!(submitted(&["--nmae", "x", "sleep", "1"]).is_err(), "a typing error is no command");
+    }
+
+    #[test]
+    fn a_command_that_nobody_can_run_is_refused() {
+        assert!(submitted(&["--", ""]).unwrap_err().contains("empty"));
+        assert!(submitted(&["--", "  "]).unwrap_err().contains("empty"));
+        assert!(submitted(&["--"]).is_err());
+        assert!(submitted(&["--", "a\0b"]).unwrap_err().contains("NUL"));
+        assert!(submitted(&["--", "a", "b\0"]).unwrap_err().contains("NUL"));
+        assert!(submitted(&["--", &"x".repeat(1_000_001)]).unwrap_err().contains("the limit is 1000000"));
+        assert!(submitted(&["--plain", "--", "echo\n{\"zk\":1}"]).unwrap_err().contains("metadata"));
+    }
+
+    #[test]
+    fn a_plain_task_is_its_command_and_nothing_else() {
+        assert_eq!(submitted(&["--plain", "--", "cmd"]), Ok(Task::plain("cmd")));
+        for option in [&["--name", "x"][..], &["--no-requeue"], &["--env", "A=b"], &["--after", "task-0000000000"]] {
+            let line = [&["--plain"], option, &["--", "cmd"]].concat();
+            assert!(submitted(&line).is_err(), "{option:?}");
+        }
+    }
+
+    #[test]
+    fn options_become_metadata() {
+        let line = "--name n --priority -5 --max-attempts 1 --no-requeue --on w --require a=b --require c= \
+                    --after task-0000000001 --env X=1=2 --cwd /tmp cmd";
+        let meta = submitted(&line.split_whitespace().collect::<Vec<_>>()).unwrap().meta.unwrap();
+        let expected = TaskMeta {
+            name: Some("n".into()),
+            priority: -5,
+            max_attempts: 1,
+            no_requeue: true,
+            on: Some("w".parse().unwrap()),
+            require: BTreeMap::from([("a".into(), "b".into()), ("c".into(), String::new())]),
+            after: vec![TaskName::from_number(1)],
+            env: BTreeMap::from([("X".into(), "1=2".into())]),
+            cwd: Some("/tmp".into()),
+            ..TaskMeta::new(meta.submit.clone().unwrap())
+        };
+        assert_eq!(meta, expected);
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        for bad in [
+            &["--on", "a/b", "x"][..],
+            &["--after", "task-1", "x"],
+            &["--require", "x", "x"],
+            &["--env", "=1", "x"],
+            &["--max-attempts", "0", "x"],
+        ] {
+            assert!(submitted(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_submit_has_an_id_of_its_own() {
+        let ids: std::collections::BTreeSet<String> = (0..1000).map(|_| random_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 32));
+    }
+}

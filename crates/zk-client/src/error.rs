@@ -1,0 +1,122 @@
+//! What can go wrong, by what the user can do about it. The exit codes are in [`crate::exit`].
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use znode_paths::{DecodeError, MAX_DATA, TaskName, paths};
+
+/// Why something could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option cannot be used.
+    #[error(transparent)]
+    Option(zk_cli::ArgsError),
+    /// Stop signals cannot be heard.
+    #[error(transparent)]
+    Signals(zk_cli::ArgsError),
+    /// No worker could run this, or it would be read as something else.
+    #[error(transparent)]
+    Command(DecodeError),
+    /// ZooKeeper would not take it.
+    #[error(
+        "the command and its options have {0} bytes, the limit is {MAX_DATA}: put the data into a file and submit its name"
+    )]
+    TooLong(usize),
+    /// No session within the time.
+    #[error("ZooKeeper at {zk} was not reached within {} (set where it is with --zk): {why}", text(.within))]
+    NotReached {
+        /// Where it was looked for.
+        zk: String,
+        /// For how long.
+        within: Duration,
+        /// What became of the last attempt.
+        why: String,
+    },
+    /// Somebody has to start a master.
+    #[error("no master has set up {} at {zk}, waited {}: start zk-master", paths::TASKS, text(.within))]
+    NoMaster {
+        /// Where it was looked for.
+        zk: String,
+        /// For how long.
+        within: Duration,
+    },
+    /// Nothing was submitted.
+    #[error(
+        "the queue is full: {tasks} tasks are below {}, the limit is {limit} (--max-queue): try later",
+        paths::TASKS
+    )]
+    Full {
+        /// How many tasks there are.
+        tasks: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The request went out and the answer did not come.
+    #[error(
+        "no answer could be had within {}, so the task may exist or not, look with `zk-client list`: {why}",
+        text(.within)
+    )]
+    Unknown {
+        /// How long it was tried to find out.
+        within: Duration,
+        /// What prevented it.
+        why: String,
+    },
+    /// The same for a task without a submit id.
+    #[error("the answer did not come, so the task may exist or not, and a --plain task cannot be looked for: {0}")]
+    UnknownPlain(zk_session::Error),
+    /// These were never there, or are there no more.
+    #[error("no such task: {}", names(.0))]
+    NoTask(Vec<TaskName>),
+    /// The sequence of `/tasks` is used up, or is not ZooKeeper's.
+    #[error("it was submitted as {0:?}, which is not a task's name: no master will look at it")]
+    NoTaskName(String),
+    /// ZooKeeper answered, and said no.
+    #[error(transparent)]
+    Request(zk_session::Error),
+    /// The results cannot be printed.
+    #[error("cannot write to standard output: {0}")]
+    Stdout(io::Error),
+    /// The name of a task that was submitted cannot be printed.
+    #[error("{0} was submitted, but cannot write to standard output: {1}")]
+    Unprinted(TaskName, io::Error),
+    /// The user left `run` before anything was submitted.
+    #[error("interrupted, nothing was submitted")]
+    NotSubmitted,
+    /// The user left `run` while this task went on.
+    #[error("left, but {0} goes on until it is cancelled; its end: zk-client wait {0}")]
+    Left(TaskName),
+    /// The user left `run` while the request was on its way.
+    #[error("left before the answer came, so the task may exist or not: zk-client list")]
+    LeftUnnamed,
+}
+
+fn text(duration: &Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(*duration)
+}
+
+fn names(tasks: &[TaskName]) -> String {
+    tasks.iter().map(TaskName::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// An error, and what was tried when it came.
+#[derive(Debug)]
+pub struct Failure {
+    tried: String,
+    /// Why it failed.
+    pub error: Error,
+}
+
+impl Error {
+    /// The failure of an attempt to do this: a fragment that fits after "cannot".
+    pub(crate) fn of(self, tried: impl Into<String>) -> Failure {
+        Failure { tried: tried.into(), error: self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.tried, zk_cli::chain(&self.error))
+    }
+}

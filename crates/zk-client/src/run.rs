@@ -1,0 +1,249 @@
+//! `run`: submit, wait, and hand on what the command wrote and how it ended.
+//!
+//! The work is done on a thread of its own, which a server that does not answer may hold up. So the user can leave at
+//! once whatever happens: the main thread only listens.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use znode_paths::{Outcome, Status, StatusMeta, Tail, TaskName};
+
+use crate::connection::{Connection, Message, Patience};
+use crate::error::Failure;
+use crate::look::TaskSeen;
+use crate::report::TaskDetail;
+use crate::submit::{Order, submit};
+use crate::wait::{self, News, Waiting};
+use crate::{Error, exit, look, output};
+
+/// How far it is, for whoever presses Ctrl-C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Nothing was sent that could create the task.
+    NotSent,
+    /// The user left before that, so nothing will be sent.
+    Left,
+    /// The task may be there.
+    Sent,
+    /// It is.
+    Submitted(TaskName),
+}
+
+/// What a stop signal means.
+#[derive(Debug)]
+enum Reaction {
+    Cancel,
+    Leave(Error),
+}
+
+/// The first signal cancels, the second leaves; before anything was sent there is nothing to cancel. Pure.
+fn on_signal(progress: Progress, first: bool) -> (Progress, Reaction) {
+    match progress {
+        Progress::NotSent | Progress::Left => (Progress::Left, Reaction::Leave(Error::NotSubmitted)),
+        Progress::Sent | Progress::Submitted(_) if first => (progress, Reaction::Cancel),
+        Progress::Sent => (progress, Reaction::Leave(Error::LeftUnnamed)),
+        Progress::Submitted(task) => (progress, Reaction::Leave(Error::Left(task))),
+    }
+}
+
+enum Word {
+    Signal,
+    Ended,
+}
+
+/// Says that a thread has ended, also when it panicked.
+struct Farewell(mpsc::Sender<Word>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.0.send(Word::Ended).ok(); // nobody listens any more when the user has left
+    }
+}
+
+/// Runs a command; returns the exit code.
+pub(crate) fn run(connection: Connection, order: Order, json: bool) -> Result<u8, Failure> {
+    let tried = "run the command";
+    let (words, heard) = mpsc::channel();
+    let signals = words.clone();
+    zk_cli::on_stop_signal(move || _ = signals.send(Word::Signal)).map_err(|error| Error::Signals(error).of(tried))?;
+    let progress = Arc::new(Mutex::new(Progress::NotSent));
+    let outbox = connection.outbox();
+    let shared = progress.clone();
+    let work = thread::Builder::new().name("zk-run".into()).spawn(move || {
+        let _farewell = Farewell(words);
+        work(connection, &order, &shared, json)
+    });
+    let work = work.expect("a program that cannot start a thread cannot go on");
+    let mut first = true;
+    for word in heard {
+        match word {
+            Word::Ended => break,
+            Word::Signal => {
+                let mut progress = lock(&progress);
+                let (next, reaction) = on_signal(*progress, first);
+                *progress = next;
+                match reaction {
+                    Reaction::Leave(error) => return Err(error.of(tried)),
+                    Reaction::Cancel => {
+                        output::note("cancelling the task; the next Ctrl-C leaves it as it is");
+                        outbox.send(Message::Cancel).ok(); // fails when the work has ended meanwhile
+                    }
+                }
+                first = false;
+            }
+        }
+    }
+    work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    // It is whole at any time.
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn work(mut connection: Connection, order: &Order, progress: &Mutex<Progress>, json: bool) -> Result<u8, Failure> {
+    let may_send = || {
+        let mut progress = lock(progress);
+        if *progress == Progress::NotSent {
+            *progress = Progress::Sent;
+        }
+        *progress == Progress::Sent
+    };
+    let task = submit(&mut connection, order, may_send).map_err(|error| error.of("run the command"))?;
+    *lock(progress) = Progress::Submitted(task);
+    log::info!("submitted task={task}");
+    let code = follow(&mut connection, task, json).map_err(|error| error.of(format!("follow {task}")));
+    connection.close();
+    code
+}
+
+/// Waits for the end and hands it on.
+fn follow(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8, Error> {
+    let mut waiting = Waiting::new(BTreeSet::from([task]));
+    let mut news = waiting.next(connection, true)?;
+    if news.is_empty() {
+        wait::cancel(connection, task)?;
+        news = waiting.next(connection, false)?;
+    }
+    let Some(News::Ended(seen)) = news.pop() else { return Err(Error::NoTask(vec![task])) };
+    let TaskSeen { status: Some(status), .. } = &*seen else { return Err(Error::NoTask(vec![task])) };
+    if json {
+        let details = connection.ask(Patience::Endless, |session| look::details(session, task))?;
+        let details = details.ok_or(Error::NoTask(vec![task]))?;
+        output::results(true, &[TaskDetail::new(&details, &Default::default())], |_| Vec::new())?;
+        return Ok(exit::of_status(status));
+    }
+    let meta = status.meta.clone().unwrap_or_default();
+    match output::bytes(bytes(meta.stdout.as_ref()), bytes(meta.stderr.as_ref())) {
+        // The command has run: its code counts, whoever reads its output.
+        Err(error) if !output::unwanted(&error) => return Err(error),
+        _ => {}
+    }
+    if let Some(text) = missing_output(&meta) {
+        output::note(&text);
+    }
+    if let Some(text) = remark(task, status) {
+        output::note(&text);
+    }
+    Ok(exit::of_status(status))
+}
+
+fn bytes(tail: Option<&Tail>) -> &[u8] {
+    tail.map(|tail| &tail.bytes[..]).unwrap_or_default()
+}
+
+/// What is not in the tails. Pure.
+fn missing_output(meta: &StatusMeta) -> Option<String> {
+    let missing = [("stdout", &meta.stdout), ("stderr", &meta.stderr)].into_iter().filter_map(|(stream, tail)| {
+        let tail = tail.as_ref()?;
+        let missing = tail.length.saturating_sub(u64::try_from(tail.bytes.len()).unwrap_or(u64::MAX));
+        (missing > 0).then(|| format!("the first {missing} bytes of {stream}"))
+    });
+    let missing = missing.collect::<Vec<_>>().join(" and ");
+    let worker = meta.worker.as_ref().map_or_else(|| "its worker".to_owned(), |worker| format!("worker {worker}"));
+    (!missing.is_empty()).then(|| format!("{missing} are missing here, the whole is on {worker}"))
+}
+
+/// What the exit code does not say by itself. Pure.
+fn remark(task: TaskName, status: &Status) -> Option<String> {
+    let meta = status.meta.as_ref();
+    let reason = meta.and_then(|meta| meta.reason.as_deref()).map(|reason| format!(": {reason}")).unwrap_or_default();
+    match &status.outcome {
+        Outcome::Done => None,
+        Outcome::Failed => match meta {
+            Some(StatusMeta { exit_code: Some(_), reason: None, .. }) => None,
+            Some(StatusMeta { signal: Some(signal), .. }) => {
+                Some(format!("{task} failed, ended by signal {signal}{reason}"))
+            }
+            _ => Some(format!("{task} failed{reason}")),
+        },
+        other => Some(format!("{task} ended as {}{reason}", other.word())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task() -> TaskName {
+        TaskName::from_number(7)
+    }
+
+    #[test]
+    fn before_anything_was_sent_a_signal_leaves() {
+        let (progress, reaction) = on_signal(Progress::NotSent, true);
+        assert_eq!(progress, Progress::Left);
+        assert!(matches!(reaction, Reaction::Leave(Error::NotSubmitted)));
+    }
+
+    #[test]
+    fn the_first_signal_cancels_and_the_second_leaves() {
+        for progress in [Progress::Sent, Progress::Submitted(task())] {
+            assert!(matches!(on_signal(progress, true), (after, Reaction::Cancel) if after == progress));
+            assert!(matches!(on_signal(progress, false), (after, Reaction::Leave(_)) if after == progress));
+        }
+        let (_, Reaction::Leave(error)) = on_signal(Progress::Submitted(task()), false) else { panic!("not left") };
+        assert!(error.to_string().contains("zk-client wait task-0000000007"), "{error}");
+    }
+
+    fn tail(length: u64, bytes: &[u8]) -> Option<Tail> {
+        Some(Tail { length, bytes: bytes.to_vec() })
+    }
+
+    #[test]
+    fn output_that_is_not_all_there_is_said_to_be_elsewhere() {
+        let mut meta = StatusMeta { stdout: tail(3, b"abc"), stderr: tail(0, b""), ..StatusMeta::default() };
+        assert_eq!(missing_output(&meta), None);
+        assert_eq!(missing_output(&StatusMeta::default()), None);
+        meta.stdout = tail(10, b"abc");
+        assert_eq!(
+            missing_output(&meta).unwrap(),
+            "the first 7 bytes of stdout are missing here, the whole is on its worker"
+        );
+        meta.stderr = tail(2, b"");
+        meta.worker = Some("w".parse().unwrap());
+        let text = missing_output(&meta).unwrap();
+        assert_eq!(
+            text,
+            "the first 7 bytes of stdout and the first 2 bytes of stderr are missing here, the whole is on worker w"
+        );
+    }
+
+    #[track_caller]
+    fn check_remark(data: &str, expected: Option<&str>) {
+        assert_eq!(remark(task(), &Status::decode(data.as_bytes())).as_deref(), expected, "{data}");
+    }
+
+    #[test]
+    fn what_the_exit_code_does_not_say_is_said() {
+        check_remark("done", None);
+        check_remark("failed\n{\"zk\":1,\"exit_code\":3}", None);
+        check_remark("failed", Some("task-0000000007 failed"));
+        check_remark("failed\n{\"zk\":1,\"reason\":\"no\"}", Some("task-0000000007 failed: no"));
+        check_remark("failed\n{\"zk\":1,\"signal\":9}", Some("task-0000000007 failed, ended by signal 9"));
+        check_remark("lost\n{\"zk\":1,\"reason\":\"w\"}", Some("task-0000000007 ended as lost: w"));
+        check_remark("cancelled", Some("task-0000000007 ended as cancelled"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Creating a task: one submit is one task, also when the answer is lost (PROTOCOL section 3, Clients; G5).
+
+use std::time::Instant;
+
+use zk_session::{Kind, Session};
+use znode_paths::paths::{self, Place};
+use znode_paths::{TaskName, paths::TASKS};
+
+use crate::connection::{Connection, Patience};
+use crate::{Error, look, output};
+
+/// What to submit.
+#[derive(Debug)]
+pub struct Order {
+    /// The data of the znode.
+    pub data: Vec<u8>,
+    /// The submit id in it; nothing with `--plain`.
+    pub submit: Option<String>,
+    /// With more tasks than this, nothing is submitted.
+    pub max_queue: usize,
+}
+
+/// Creates the task. `may_send` is asked once, before anything is sent that could create it.
+pub(crate) fn submit(
+    connection: &mut Connection,
+    order: &Order,
+    may_send: impl Fn() -> bool,
+) -> Result<TaskName, Error> {
+    loop {
+        let session = room(connection, order.max_queue)?;
+        if !may_send() {
+            return Err(Error::NotSubmitted);
+        }
+        match (create(&session, order), &order.submit) {
+            (Ok(path), _) => return name_of(&path),
+            // Somebody deleted /tasks in between: a master will make it again.
+            (Err(zk_session::Error::NoNode(_)), _) => {}
+            (Err(error @ zk_session::Error::Lost(_)), Some(id)) => return recover(connection, order, id, &error),
+            (Err(error @ zk_session::Error::Lost(_)), None) => return Err(Error::UnknownPlain(error)),
+            (Err(error), _) => return Err(Error::Request(error)),
+        }
+    }
+}
+
+fn create(session: &Session, order: &Order) -> Result<String, zk_session::Error> {
+    session.create(paths::NEW_TASK, &order.data, Kind::Sequential)
+}
+
+fn name_of(path: &str) -> Result<TaskName, Error> {
+    match Place::of(path) {
+        Some(Place::Task(name)) => Ok(name),
+        _ => Err(Error::NoTaskName(path.to_owned())),
+    }
+}
+
+/// Waits until there is a place to submit to: the order in which masters and clients start does not matter.
+fn room(connection: &mut Connection, max_queue: usize) -> Result<Session, Error> {
+    let mut until = None;
+    loop {
+        let (session, stat) =
+            connection.ask(Patience::Bounded, |session| Ok((session.clone(), session.stat(TASKS, true)?)))?;
+        match stat.map(|stat| usize::try_from(stat.children).unwrap_or(0)) {
+            Some(tasks) if tasks > max_queue => return Err(Error::Full { tasks, limit: max_queue }),
+            Some(_) => return Ok(session),
+            None => {
+                let (zk, within) = (connection.zk(), connection.patience());
+                let until = *until.get_or_insert_with(|| {
+                    let time = humantime::format_duration(within);
+                    output::note(&format!("no master has set up {TASKS} at {zk} yet, waiting up to {time}"));
+                    Instant::now() + within
+                });
+                // Whatever comes is a reason to look again.
+                if connection.receive(Some(until)).is_none() {
+                    return Err(Error::NoMaster { zk, within });
+                }
+            }
+        }
+    }
+}
+
+/// The answer was lost: finds out whether the task is there, and creates it again under the same id if it is not.
+///
+/// The first request may still be on its way and be carried out at any time. So the looks follow a write, which makes
+/// them see everything before it; and it is the lowest number of that id which counts, for all readers the same: what
+/// comes later has a higher one, and the primary deletes it.
+fn recover(connection: &mut Connection, order: &Order, id: &str, lost: &zk_session::Error) -> Result<TaskName, Error> {
+    let within = connection.patience();
+    let until = Instant::now() + within;
+    let mut why = lost.to_string();
+    while Instant::now() < until {
+        log::info!("looking for the task, the answer did not come: {why}");
+        let session = match connection.session(Some(until)) {
+            Ok(session) => session,
+            Err(error) => return Err(Error::Unknown { within, why: error.to_string() }),
+        };
+        let look_and_create = || -> Result<String, zk_session::Error> {
+            connection.sync(&session)?;
+            if let Some(found) = look::submitted(&session, id)? {
+                return Ok(paths::task(&found));
+            }
+            let created = create(&session, order)?;
+            // Meanwhile the first request may have been carried out, too.
+            Ok(look::submitted(&session, id)?.map_or(created, |found| paths::task(&found)))
+        };
+        match look_and_create() {
+            Ok(path) => return name_of(&path),
+            Err(error) => {
+                why = error.to_string();
+                if !matches!(error, zk_session::Error::Lost(_)) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(Error::Unknown { within, why })
+}
