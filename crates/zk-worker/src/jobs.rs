@@ -259,12 +259,21 @@ fn how(exited: &Exited) -> String {
     }
 }
 
+/// Linux takes no longer argument (`MAX_ARG_STRLEN`, execve(2)), with the NUL at its end: the shell reads a longer command
+/// from a file.
+const LONGEST_ARGUMENT: usize = 128 * 1024;
+
 /// `/bin/sh -c COMMAND` in a folder of its own, with nothing of the worker's settings.
 fn command(start: &Start<'_>, life: &Life) -> std::io::Result<(Command, Folder)> {
     let folder = Folder::create(&life.config.work_dir, start.name, start.fence)?;
     let (stdout, stderr) = folder.streams()?;
     let mut command = Command::new("/bin/sh");
-    command.arg("-c").arg(&start.task.command).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    if start.task.command.len() < LONGEST_ARGUMENT {
+        command.arg("-c").arg(&start.task.command);
+    } else {
+        command.arg(folder.write_command(&start.task.command)?);
+    }
+    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     for (key, _) in std::env::vars_os() {
         let ours = key.to_str().is_some_and(|key| key.starts_with("ZK_") || key == "RUST_LOG");
         if ours {

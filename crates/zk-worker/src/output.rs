@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use znode_paths::{Tail, TaskName};
 
-/// The folder of one start of a task: `<work dir>/<task>.<fence>`, with `stdout`, `stderr`, and `files`, where the
-/// command runs. Others cannot look into it.
+/// The folder of one start of a task: `<work dir>/<task>.<fence>`, with `stdout`, `stderr`, `command` if that is long, and
+/// `files`, where it runs. Others cannot look into it.
 #[derive(Debug)]
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
@@ -28,6 +28,13 @@ impl Folder {
         let open = |name| OpenOptions::new().read(true).append(true).create(true).open(path.join(name));
         let (stdout, stderr) = (open("stdout")?, open("stderr")?);
         Ok(Folder { path, files, stdout, stderr })
+    }
+
+    /// A file for a command that is too long for an argument.
+    pub(crate) fn write_command(&self, command: &str) -> io::Result<PathBuf> {
+        let path = self.path.join("command");
+        fs::write(&path, command)?;
+        Ok(path)
     }
 
     /// What the command writes to.
