@@ -214,7 +214,6 @@ fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTr
         // Somebody deleted the assignment, and perhaps the processes still run: as long as whoever had it lives, nobody
         // else may get it. It comes back to them with a new fence, and they start it when the old processes are gone.
         return match view.holder_lost(worker, assignment, living) {
-            true if recorded(open, assignment) => Next::Place,
             true => after_loss(worker, assignment, open),
             false if view.assign.contains_key(worker) && view.workers.contains_key(worker) => Next::BackTo(worker),
             false => Next::Wait,
@@ -242,10 +241,6 @@ fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTr
         }
     }
     Next::Place
-}
-
-fn recorded(open: &Open, assignment: &Assignment) -> bool {
-    assignment.meta.as_ref().is_some_and(|meta| open.attempts.contains_key(&meta.attempt))
 }
 
 /// The status that a primary writes: one word for a task made by hand, as in the transcript; but somebody whose data

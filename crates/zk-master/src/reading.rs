@@ -228,13 +228,15 @@ impl Reading {
         };
     }
 
-    /// An assignment that vanished does not matter any more once the task is assigned again, has a status or is gone.
+    /// An assignment that vanished does not matter any more once its attempt is recorded, or the task is assigned again,
+    /// has a status or is gone.
     fn forget_vanished(&mut self) {
         let View { vanished, tasks, assign, .. } = &mut self.view;
-        vanished.retain(|task, _| {
-            let open = tasks.get(task).is_some_and(|known| known.open().is_some());
+        vanished.retain(|task, Vanished { assignment, .. }| {
+            let Some(open) = tasks.get(task).and_then(Known::open) else { return false };
+            let recorded = assignment.meta.as_ref().is_some_and(|meta| open.attempts.contains_key(&meta.attempt));
             let assigned = assign.values().any(|desk| desk.tasks.contains_key(task));
-            open && !assigned
+            !recorded && !assigned
         });
     }
 
@@ -303,20 +305,6 @@ impl Reading {
         }
         self.view.census_ms = session.server_time_ms().unwrap_or(self.view.census_ms);
         self.note_missing();
-        // Once the loss is recorded, what vanished is a task like any other.
-        let living = self.view.living();
-        let view = &self.view;
-        let settled = |task: &TaskName, vanished: &Vanished| {
-            let open = view.tasks.get(task).and_then(Known::open);
-            let number = vanished.assignment.meta.as_ref().map(|meta| meta.attempt);
-            let recorded = open.zip(number).is_some_and(|(open, number)| open.attempts.contains_key(&number));
-            recorded && view.holder_lost(&vanished.worker, &vanished.assignment, &living)
-        };
-        let settled: Vec<TaskName> =
-            view.vanished.iter().filter(|(task, vanished)| settled(task, vanished)).map(|(task, _)| *task).collect();
-        for task in settled {
-            self.view.vanished.remove(&task);
-        }
         Ok(())
     }
 

@@ -21,7 +21,8 @@ pub struct View {
     pub assign: BTreeMap<WorkerName, Desk>,
     /// What was submitted.
     pub tasks: BTreeMap<TaskName, Known>,
-    /// Assignments that disappeared by another hand: their process may still be about to end.
+    /// Assignments that disappeared by another hand, and whose attempt is not recorded: its processes may still be about to
+    /// end. Whoever ran them records it when they are dead.
     pub vanished: BTreeMap<TaskName, Vanished>,
     /// Since when a worker is missing that was registered before, or that has something assigned.
     pub missing_since_ms: BTreeMap<WorkerName, i64>,

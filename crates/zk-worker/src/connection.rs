@@ -38,6 +38,8 @@ pub(crate) struct Connection {
     stale: BTreeSet<TaskName>,
     /// Assignments that are decided as long as nothing happens to their znodes.
     settled: BTreeSet<TaskName>,
+    /// Assignments for which there is no room yet.
+    waiting: BTreeSet<TaskName>,
     /// Results were kept on an earlier session.
     unwritten: bool,
     leave_at: Option<Instant>,
@@ -63,6 +65,7 @@ impl Connection {
             desk_stale: true,
             stale: BTreeSet::new(),
             settled: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             unwritten: true,
             leave_at: None,
         }
@@ -102,7 +105,9 @@ impl Connection {
                 self.settled.remove(&task);
                 self.stale.insert(task);
             }
-            Some(Place::Task(task) | Place::TaskChild(task, _)) if jobs.get(&task).is_some() => {
+            Some(Place::Task(task) | Place::TaskChild(task, _))
+                if jobs.get(&task).is_some() || self.waiting.contains(&task) =>
+            {
                 self.desk_stale = true;
                 self.stale.insert(task);
             }
@@ -257,6 +262,8 @@ impl Connection {
         };
         let assigned: BTreeSet<TaskName> = names.iter().filter_map(|name| name.parse().ok()).collect();
         self.settled.retain(|task| assigned.contains(task));
+        self.waiting.clear();
+        jobs.assigned(&assigned);
         let stale = std::mem::take(&mut self.stale);
         let running: Vec<(TaskName, i64, i64)> = jobs
             .iter()
@@ -285,6 +292,10 @@ impl Connection {
     fn consider(&mut self, name: TaskName, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         let path = paths::assignment(&life.config.name, &name);
         let Some((data, stat)) = self.session.read(&path, true)? else { return Ok(()) };
+        if jobs.was_started(&name, stat.czxid) {
+            self.settled.insert(name);
+            return Ok(());
+        }
         let assignment = Assignment::decode(&data);
         let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
         let (facts, task) = self.read_task(name)?.unzip();
@@ -293,7 +304,7 @@ impl Connection {
         let own = Own { instance: life.instance, room, leaving: life.leaving > Leaving::No };
         let verdict = judge(&Case { assignment: &assignment, epoch, task: facts }, own);
         match verdict {
-            Verdict::Wait => {}
+            Verdict::Wait => _ = self.waiting.insert(name),
             Verdict::Start(attempt) => {
                 if let Some(Some(task)) = task {
                     jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt }, life);
@@ -375,8 +386,8 @@ impl Connection {
             } else {
                 self.write_result(name, job.attempt, job.fence, written)?;
             }
+            // The assignment that was started is settled. There may be another one by now, if somebody took that away.
             jobs.remove(&name);
-            self.settled.insert(name);
             self.desk_stale = true;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What is in hand: commands that run, and results that are not written yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,9 @@ use crate::{Life, leftovers};
 pub(crate) struct Jobs {
     pub(crate) processes: Processes,
     jobs: BTreeMap<TaskName, Job>,
+    /// What was started, by the czxid of its assignment, as long as that is there: whatever becomes of a start, it is never
+    /// taken for an assignment that has not been started.
+    started: BTreeMap<TaskName, i64>,
 }
 
 /// A task that was started here.
@@ -70,7 +73,7 @@ pub(crate) struct Start<'a> {
 
 impl Jobs {
     pub(crate) fn new(processes: Processes) -> Self {
-        Jobs { processes, jobs: BTreeMap::new() }
+        Jobs { processes, jobs: BTreeMap::new(), started: BTreeMap::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -91,6 +94,17 @@ impl Jobs {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&TaskName, &Job)> {
         self.jobs.iter()
+    }
+
+    /// Whether the assignment with this czxid was started here.
+    pub(crate) fn was_started(&self, name: &TaskName, fence: i64) -> bool {
+        self.started.get(name) == Some(&fence)
+    }
+
+    /// Only these are assigned: any other start can be forgotten, for its assignment never comes back.
+    pub(crate) fn assigned(&mut self, names: &BTreeSet<TaskName>) {
+        let jobs = &self.jobs;
+        self.started.retain(|name, _| names.contains(name) || jobs.contains_key(name));
     }
 
     pub(crate) fn remove(&mut self, name: &TaskName) {
@@ -129,6 +143,7 @@ impl Jobs {
         job.stage = match started {
             Ok(pid) => {
                 log::info!("started task={name} attempt={attempt} pid={}", pid.as_raw_nonzero());
+                self.started.insert(name, fence);
                 Stage::Running { pid, stop: None }
             }
             Err(NotStarted::Expired) => return,

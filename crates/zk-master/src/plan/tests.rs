@@ -125,7 +125,13 @@ impl Tree {
             Step::Remove(name, _) => _ = view.tasks.remove(name),
             Step::RemoveDesk(name) => _ = view.assign.remove(name),
         }
-        view.vanished.retain(|task, _| !view.assign.values().any(|desk| desk.tasks.contains_key(task)));
+        // As the reading does.
+        view.vanished.retain(|task, vanished| {
+            let open = view.tasks.get(task).and_then(Known::open);
+            let number = vanished.assignment.meta.as_ref().map(|meta| meta.attempt);
+            let recorded = open.zip(number).is_some_and(|(open, number)| open.attempts.contains_key(&number));
+            !recorded && !view.assign.values().any(|desk| desk.tasks.contains_key(task))
+        });
     }
 }
 
@@ -341,7 +347,9 @@ fn an_assignment_that_vanished_goes_back_to_the_same_instance_as_long_as_that_li
     check(&tree, &[]); // it lives by its session
     tree.0.live.remove(&instance(1));
     assert!(matches!(tree.plan()[0][..], [Step::Record(_, 1, _)]));
-    tree = tree.attempt(0, 1, AttemptKind::Lost);
+    for step in tree.plan().concat() {
+        tree.carry_out(&step);
+    }
     check(&tree, &[assign_to("b", 0, Some(2), 2)]);
 }
 
