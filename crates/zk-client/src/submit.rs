@@ -42,8 +42,19 @@ pub(crate) fn submit(
     }
 }
 
+/// ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it
+/// refuses, again and again. Any other child makes it count on.
 fn create(session: &Session, order: &Order) -> Result<String, zk_session::Error> {
-    session.create(paths::NEW_TASK, &order.data, Kind::Sequential)
+    loop {
+        match session.create(paths::NEW_TASK, &order.data, Kind::Sequential) {
+            Err(zk_session::Error::NodeExists(_)) => {
+                let skipped = format!("{TASKS}/skipped-{:016x}", zk_cli::random());
+                session.create(&skipped, b"", Kind::Ephemeral)?;
+                session.delete(&skipped, None)?;
+            }
+            created => return created,
+        }
+    }
 }
 
 fn name_of(path: &str) -> Result<TaskName, Error> {

@@ -16,14 +16,20 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading) -> 
     let mut progress = false;
     for (tried, result) in in_parallel(&plan.chains, |chain| carry_out(session, chain)) {
         progress |= result.is_ok() || tried.len() > 1;
-        for step in tried {
+        for step in &tried {
             mark(step, reading);
         }
         match result {
             Ok(()) => {}
             // The tree is not as it was read: it is read again, and planned again.
             Err(Error::NoNode(_) | Error::NodeExists(_) | Error::NotEmpty(_) | Error::BadVersion(_)) => {}
-            Err(error) => outcome = Err(error),
+            // Nobody else is held up by what is not allowed here.
+            Err(error @ (Error::NotAllowed(_) | Error::Refused { .. } | Error::TooLarge { .. })) => {
+                if let Some(step) = tried.last() {
+                    reading.refused(step, &error);
+                }
+            }
+            Err(error @ Error::Lost(_)) => outcome = Err(error),
         }
     }
     outcome.map(|()| progress)

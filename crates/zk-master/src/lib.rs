@@ -278,7 +278,8 @@ impl Master {
             return Ok(Pass::Deposed);
         }
         reading.refresh(session)?;
-        let plan = plan(&reading.view, self.retention);
+        let mut plan = plan(&reading.view, self.retention);
+        reading.leave_out_refused(&mut plan);
         let pause = if plan.chains.is_empty() {
             let in_ms = plan.look_again_ms.map(|at| u64::try_from(at - reading.view.now_ms).unwrap_or(0));
             in_ms.map(|in_ms| Duration::from_millis(in_ms.max(10)))

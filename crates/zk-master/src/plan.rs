@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use znode_paths::{
     Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Instance, Outcome, Status, TaskMeta, TaskName,
-    WorkerName,
+    WorkerName, paths,
 };
 
 use crate::view::{Desk, Known, Open, SETTLING_MS, Stage, Vanished, View};
@@ -52,6 +52,19 @@ pub enum Step {
     Remove(TaskName, &'static str),
     /// Delete the empty `/assign/<worker>` of a worker long gone.
     RemoveDesk(WorkerName),
+}
+
+impl Step {
+    /// Where it writes.
+    pub fn path(&self) -> String {
+        match self {
+            Step::Record(task, number, _) => paths::attempt(task, *number),
+            Step::Finish(task, _) => paths::status(task),
+            Step::Unassign(worker, task) | Step::Assign(worker, task, _) => paths::assignment(worker, task),
+            Step::Remove(task, _) => paths::task(task),
+            Step::RemoveDesk(worker) => paths::assignments(worker),
+        }
+    }
 }
 
 /// Steps to be carried out one after the other.
@@ -263,7 +276,7 @@ fn room(view: &View) -> BTreeMap<&WorkerName, u32> {
         let stopping = worker.meta.as_ref().is_some_and(|meta| meta.stopping);
         let busy = desk.tasks.keys().filter(|task| view.tasks.get(task).is_none_or(|known| known.open().is_some()));
         let free = worker.slots().saturating_sub(u32::try_from(busy.count()).unwrap_or(u32::MAX));
-        (!desk.drain && !stopping).then_some((name, free))
+        (!desk.drain && !desk.closed && !stopping).then_some((name, free))
     };
     // A worker whose node below /assign is not there yet cannot be given anything.
     view.assign.iter().filter_map(free).collect()

@@ -3,12 +3,13 @@
 //! What is stale is marked and read again before the next plan; that includes all that the primary itself has written,
 //! for reads on a session see the writes before them. Nothing is ever concluded from a notification alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use zk_session::{Change, Error, Session, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{Assignment, Attempt, Drain, LiveName, Status, Task, TaskName, Worker, WorkerName};
 
+use crate::plan::{Plan, Step};
 use crate::view::{Desk, Known, Open, Stage, Vanished, View};
 
 /// The view, and which parts of it are stale.
@@ -19,7 +20,14 @@ pub(crate) struct Reading {
     pub(crate) stale: Stale,
     /// Names that were found and are not of this protocol: each is said once.
     ignored: BTreeSet<String>,
+    /// Workers to which nothing can be assigned.
+    closed: BTreeSet<WorkerName>,
+    /// Where a write was refused, and when it is tried again, by the servers' clock.
+    refused: BTreeMap<String, i64>,
 }
+
+/// How long a write that was refused is left alone: until somebody may have changed an ACL.
+const REFUSED_MS: i64 = 30_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Stale {
@@ -40,7 +48,31 @@ impl Reading {
     pub(crate) fn new(fence: i64) -> Self {
         let view = View { fence, ..View::default() };
         let stale = Stale { census: true, assign: true, tasks: true, reign: true, ..Stale::default() };
-        Reading { view, stale, ignored: BTreeSet::new() }
+        Reading { view, stale, ..Reading::default() }
+    }
+
+    /// ZooKeeper does not let us take this step.
+    pub(crate) fn refused(&mut self, step: &Step, error: &Error) {
+        let path = step.path();
+        if let Step::Assign(worker, ..) = step {
+            log::warn!("nothing can be assigned to worker={worker}: {error}");
+            self.closed.insert(worker.clone());
+        } else if !self.refused.contains_key(&path) {
+            log::warn!("not allowed, will try again later: {error}");
+        }
+        self.refused.insert(path, self.view.now_ms + REFUSED_MS);
+    }
+
+    /// Leaves out of a plan what was refused a moment ago.
+    pub(crate) fn leave_out_refused(&self, plan: &mut Plan) {
+        let waits = |step: &Step| self.refused.get(&step.path()).copied().filter(|at_ms| *at_ms > self.view.now_ms);
+        plan.chains.retain(|chain| match chain.iter().filter_map(waits).max() {
+            None => true,
+            Some(at_ms) => {
+                plan.look_again_ms = Some(plan.look_again_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
+                false
+            }
+        });
     }
 
     /// Something changed at a path.
@@ -186,13 +218,17 @@ impl Reading {
 
     fn read_desk(&mut self, session: &Session, worker: &WorkerName) -> Result<(), Error> {
         let path = paths::assignments(worker);
-        let Some(names) = session.children(&path, true)? else {
+        let read =
+            self.readable(&path, session.children(&path, true))?.zip(self.readable(&path, session.read(&path, true))?);
+        let Some((names, (data, stat))) = read else {
+            self.closed.remove(worker);
             self.replace_desk(worker, None);
             return Ok(());
         };
-        let drain = session.read(&path, true)?.is_some_and(|(data, _)| Drain::decode(&data).drain);
+        let drain = Drain::decode(&data).drain;
+        let closed = self.closed.contains(worker) || stat.owner.is_some();
         let there: BTreeSet<TaskName> = self.parse(&path, &names);
-        let mut desk = Desk { drain, strangers: there.len() < names.len(), ..Desk::default() };
+        let mut desk = Desk { drain, closed, strangers: there.len() < names.len(), ..Desk::default() };
         let known = self.view.assign.get(worker).map(|desk| &desk.tasks);
         for (task, assignment) in known.into_iter().flatten() {
             let stale = self.stale.assignments.remove(&(worker.clone(), *task));
@@ -203,13 +239,23 @@ impl Reading {
         let unread: Vec<TaskName> = there.into_iter().filter(|task| !desk.tasks.contains_key(task)).collect();
         let read = in_parallel(&unread, |task| session.read(&paths::assignment(worker, task), true));
         for (task, read) in unread.into_iter().zip(read) {
-            // One that went in between has fired the watch on its parent.
-            if let Some((data, _)) = read? {
-                desk.tasks.insert(task, Assignment::decode(&data));
-            }
+            // One that went in between has fired the watch on its parent. One that may not be read is not ours.
+            let read = self.readable(&paths::assignment(worker, &task), read)?;
+            desk.tasks.insert(task, read.map(|(data, _)| Assignment::decode(&data)).unwrap_or_default());
         }
         self.replace_desk(worker, Some(desk));
         Ok(())
+    }
+
+    /// What may not be read is said once, and is as if it were not there.
+    fn readable<T>(&mut self, path: &str, read: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+        match read {
+            Err(error @ (Error::NotAllowed(_) | Error::Refused { .. })) => {
+                self.ignore(path.to_owned(), &error.to_string());
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     fn replace_desk(&mut self, worker: &WorkerName, desk: Option<Desk>) {
@@ -258,7 +304,7 @@ impl Reading {
         let tasks = &self.view.tasks;
         let read = in_parallel(&stale, |task| read_task(session, *task, tasks.get(task)));
         for (task, known) in stale.into_iter().zip(read) {
-            match known? {
+            match self.readable(&paths::task(&task), known)? {
                 Some(known) => self.view.tasks.insert(task, known),
                 None => self.view.tasks.remove(&task),
             };
@@ -284,7 +330,7 @@ impl Reading {
         let read = in_parallel(&unread, |worker| session.read(&paths::worker(worker), true));
         for (worker, read) in unread.into_iter().zip(read) {
             let before = self.view.workers.remove(&worker);
-            let Some((data, _)) = read? else { continue };
+            let Some((data, _)) = self.readable(&paths::worker(&worker), read)? else { continue };
             match Worker::decode(&data) {
                 Ok(registered) => {
                     if !first && before.as_ref() != Some(&registered) {
@@ -330,6 +376,10 @@ fn read_task(session: &Session, name: TaskName, before: Option<&Known>) -> Resul
         }
         _ => {
             let Some((data, stat)) = session.read(&path, false)? else { return Ok(None) };
+            if stat.owner.is_some() {
+                let why = "it is ephemeral, so it can have no status".to_owned();
+                return Err(Error::Refused { path, why });
+            }
             let task = Task::decode(&data);
             let submit = task.as_ref().ok().and_then(|task| task.meta.as_ref()?.submit.clone());
             let meta = task.map(|task| task.meta).map_err(|error| error.to_string());
@@ -343,7 +393,8 @@ fn read_task(session: &Session, name: TaskName, before: Option<&Known>) -> Resul
             TaskChild::Status => {
                 if let Some((data, stat)) = session.read(&paths::status(&name), false)? {
                     let outcome = Status::decode(&data).outcome;
-                    return Ok(Some(Known { czxid, submit, stage: Stage::Ended { outcome, at_ms: stat.ctime_ms } }));
+                    let stage = Stage::Ended { outcome, at_ms: stat.ctime_ms };
+                    return Ok(Some(Known { czxid, submit, stage }));
                 }
             }
             TaskChild::Cancel => open.cancel = true,

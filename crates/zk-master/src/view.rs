@@ -35,6 +35,8 @@ pub struct Desk {
     pub drain: bool,
     /// It has children that are no assignments, so it cannot be deleted.
     pub strangers: bool,
+    /// No assignment can be created there: it is an ephemeral, or its ACL is for somebody else.
+    pub closed: bool,
     /// What is assigned to it.
     pub tasks: BTreeMap<TaskName, Assignment>,
 }

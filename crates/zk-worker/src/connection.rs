@@ -159,7 +159,6 @@ impl Connection {
         loop {
             match session.create(&path, &registration(life).encode(), Kind::Ephemeral) {
                 Ok(_) => {
-                    self.told = life.leaving > Leaving::No;
                     log::info!("registered worker={name} address={}", life.config.address);
                 }
                 Err(Error::NodeExists(_)) => {}
@@ -169,12 +168,19 @@ impl Connection {
                 }
                 Err(error) => return Err(error),
             }
-            match session.stat(&path, true)? {
-                Some(stat) if stat.owner == session.id() => break,
+            match session.read(&path, true)? {
+                Some((data, stat)) if stat.owner == session.id() => {
+                    // Somebody wrote something else there by hand.
+                    if data != registration(life).encode() {
+                        session.write(&path, &registration(life).encode(), Some(stat.version))?;
+                    }
+                    break;
+                }
                 Some(_) => return self.contest(life, &before),
                 None => {}
             }
         }
+        self.told = life.leaving > Leaving::No;
         if session.stat(paths::ASSIGN, true)?.is_none() {
             log::info!("waiting for a master to set up {}", paths::ASSIGN);
             return Ok(());
@@ -338,8 +344,14 @@ impl Connection {
                     }
                 };
                 log::info!("ended unstarted task={name} status={}", status.outcome.word());
-                let created = self.session.create(&paths::status(&name), &status.encode(), Kind::Persistent);
-                done_already(created.map(drop))?;
+                match done_already(
+                    self.session.create(&paths::status(&name), &status.encode(), Kind::Persistent).map(drop),
+                ) {
+                    Err(error @ (Error::NotAllowed(_) | Error::Refused { .. })) => {
+                        log::error!("cannot end task={name}: {error}");
+                    }
+                    result => result?,
+                }
                 self.settled.insert(name);
             }
         }
@@ -351,6 +363,10 @@ impl Connection {
         let path = paths::task(&name);
         let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
         let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
+        if stat.owner.is_some() {
+            // Nothing can be created below an ephemeral, so no status: it is no task.
+            return Ok(None);
+        }
         let mut facts = TaskFacts { czxid: stat.czxid, ..TaskFacts::default() };
         for child in children.iter().filter_map(|child| task_child(child)) {
             match child {
@@ -412,6 +428,9 @@ impl Connection {
                 }
             }
             (Err(Error::NoNode(_)), _) => log::warn!("dropped the result of task={name}: the task is gone"),
+            (Err(error @ (Error::NotAllowed(_) | Error::Refused { .. })), _) => {
+                log::error!("dropped the result of task={name}, which has no status now: {error}");
+            }
             (Err(error), _) => return Err(error),
         }
         Ok(())
