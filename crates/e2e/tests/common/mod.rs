@@ -10,6 +10,7 @@ use std::{
 };
 
 use e2e::{Daemon, Server, daemon::Launch, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use zk_session::{Config, Error, Kind, Session};
 use znode_paths::{Status, Task, TaskMeta, TaskName, paths};
@@ -42,11 +43,16 @@ impl Bench {
         Daemon::named("zk-master").args(["--zk", &self.zk, "--address", address])
     }
 
-    /// A worker with two slots.
+    /// A worker with two slots, unless an argument says otherwise.
     pub(crate) fn worker(&self, name: &str) -> Launch {
         let work_dir = self.dir.path().join("work").join(name);
         let launch = Daemon::named("zk-worker").args(["--zk", &self.zk, "--name", name]);
-        launch.args(["--slots", "2", "--grace", "2s", "--work-dir"]).arg(work_dir)
+        launch.env("ZK_SLOTS", "2").env("ZK_GRACE", "2s").env("ZK_WORK_DIR", work_dir)
+    }
+
+    /// A client, without its command.
+    pub(crate) fn client(&self) -> Launch {
+        Daemon::named("zk-client").args(["--zk", &self.zk])
     }
 
     /// A path for evidence.
@@ -66,7 +72,12 @@ impl Bench {
 
     /// A command that waits until [`Bench::open`] is called with this name.
     pub(crate) fn gate(&self, name: &str) -> String {
-        format!("until [ -e {} ]; do sleep 0.02; done", self.path(name).display())
+        // It ends with the test, too.
+        format!(
+            "until [ -e {} ] || ! [ -d {} ]; do sleep 0.02; done",
+            self.path(name).display(),
+            self.dir.path().display()
+        )
     }
 
     /// Lets pass what waits.
@@ -97,8 +108,14 @@ pub(crate) struct Tree {
 impl Tree {
     fn of(zk: &str) -> Tree {
         let connect = zk.parse().expect("the harness makes good connect strings");
-        let config = Config { connect, timeout: Duration::from_secs(30), digest: None };
+        let config = Config { connect, timeout: Duration::from_secs(30), digest: None, witness: None };
         Tree { config, session: Mutex::default() }
+    }
+
+    /// Asks for what nothing should stand in the way of.
+    #[track_caller]
+    fn get<T>(&self, question: impl Fn(&Session) -> Result<T, Error>) -> T {
+        self.ask(question).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Asks until there is an answer. Only what may be done twice is to be asked while a server goes down.
@@ -119,7 +136,7 @@ impl Tree {
 
     #[track_caller]
     pub(crate) fn data(&self, path: &str) -> Option<Vec<u8>> {
-        self.ask(|session| session.read(path, false)).unwrap().map(|(data, _)| data)
+        self.get(|session| session.read(path, false)).map(|(data, _)| data)
     }
 
     #[track_caller]
@@ -129,13 +146,13 @@ impl Tree {
 
     #[track_caller]
     pub(crate) fn stat(&self, path: &str) -> Option<zk_session::Stat> {
-        self.ask(|session| session.stat(path, false)).unwrap()
+        self.get(|session| session.stat(path, false))
     }
 
     /// Sorted; none where there is no such znode.
     #[track_caller]
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
-        let mut children = self.ask(|session| session.children(path, false)).unwrap().unwrap_or_default();
+        let mut children = self.get(|session| session.children(path, false)).unwrap_or_default();
         children.sort();
         children
     }
@@ -143,20 +160,20 @@ impl Tree {
     /// Makes the chroot and persistent znodes, with their parents.
     #[track_caller]
     pub(crate) fn make(&self, znodes: &[&str]) {
-        self.ask(|session| session.ensure("/")).unwrap();
+        self.get(|session| session.ensure("/"));
         for path in znodes {
-            self.ask(|session| session.ensure(path)).unwrap();
+            self.get(|session| session.ensure(path));
         }
     }
 
     #[track_caller]
     pub(crate) fn create(&self, path: &str, data: impl AsRef<[u8]>) {
-        self.ask(|session| session.create(path, data.as_ref(), Kind::Persistent)).unwrap();
+        self.get(|session| session.create(path, data.as_ref(), Kind::Persistent));
     }
 
     #[track_caller]
     pub(crate) fn create_ephemeral(&self, path: &str, data: impl AsRef<[u8]>) {
-        self.ask(|session| session.create(path, data.as_ref(), Kind::Ephemeral)).unwrap();
+        self.get(|session| session.create(path, data.as_ref(), Kind::Ephemeral));
     }
 
     /// Deletes a znode if it is there.
@@ -190,7 +207,7 @@ impl Tree {
             let created = self.ask(|session| session.create(paths::NEW_TASK, data, Kind::Sequential));
             created.map_err(|error| error.to_string())
         });
-        path.rsplit('/').next().unwrap().parse().expect("ZooKeeper makes names of tasks")
+        path.trim_start_matches("/tasks/").parse().expect("ZooKeeper makes names of tasks")
     }
 
     /// A task made by hand.
@@ -296,4 +313,53 @@ pub(crate) fn never_panicked(daemon: &Daemon) {
 /// How often a text is in a daemon's log.
 pub(crate) fn count(daemon: &Daemon, text: &str) -> usize {
     daemon.stderr().matches(text).count()
+}
+
+impl Bench {
+    /// A command that appends `<attempt> <fence>` to a file all the time, until a gate is opened.
+    pub(crate) fn tick(&self, name: &str, gate: &str) -> String {
+        let (file, gate) = (self.path(name), self.path(gate));
+        let line = r#"echo "$ZK_TASK_ATTEMPT $ZK_TASK_FENCE""#;
+        let dir = self.dir.path().display();
+        format!("until [ -e {} ] || ! [ -d {dir} ]; do {line} >> {}; sleep 0.02; done", gate.display(), file.display())
+    }
+
+    /// Waits until this attempt ticks.
+    #[track_caller]
+    pub(crate) fn wait_tick(&self, name: &str, attempt: u32) {
+        wait_for(&format!("attempt {attempt} to tick in {name}"), || {
+            let lines = self.lines(name);
+            let ticks = lines.iter().any(|line| line.starts_with(&format!("{attempt} ")));
+            if ticks { Ok(()) } else { Err(format!("{:?}, {}", lines.last(), self.tree.picture())) }
+        });
+    }
+}
+
+/// That no attempt ticked any more once the next one had begun. The file was appended to, so the order of its lines is the
+/// order of what happened, whatever the clocks said.
+#[track_caller]
+pub(crate) fn check_no_overlap(ticks: &[String]) {
+    let mut latest = 0;
+    for (at, line) in ticks.iter().enumerate() {
+        let fence: i64 = line.split(' ').nth(1).and_then(|fence| fence.parse().ok()).expect("attempt and fence");
+        let after = ticks[at..].iter().filter(|line| line.ends_with(&format!(" {fence}"))).count();
+        assert!(fence >= latest, "an earlier attempt ran beside a later one, {after} ticks: {line}");
+        latest = fence;
+    }
+}
+
+/// The process that works: what a test starts is its guard.
+pub(crate) fn inner(daemon: &Daemon) -> Pid {
+    let own = daemon.pid();
+    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+    let child =
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid| program(*pid) == program(own));
+    let child: u32 = child.unwrap_or_else(|| panic!("no guarded process: {children:?}"));
+    Pid::from_raw(child.cast_signed()).expect("a process has a number")
+}
+
+/// SIGKILL for the process that works; its guard stays.
+pub(crate) fn kill_inner(daemon: &Daemon) {
+    kill_process(inner(daemon), Signal::KILL).expect("it runs");
 }
