@@ -29,7 +29,7 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading) -> 
                     reading.refused(step, &error);
                 }
             }
-            Err(error @ Error::Lost(_)) => outcome = Err(error),
+            Err(error) => outcome = Err(error),
         }
     }
     outcome.map(|()| progress)
