@@ -22,7 +22,7 @@ pub struct Args {
           value_parser = zk_cli::session_timeout)]
     session_timeout: Duration,
 
-    /// What `/master` holds while this is the primary [default: <hostname>:2223]
+    /// What `/master` holds while this is the primary [default: `<hostname>:2223`]
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 

@@ -8,8 +8,8 @@
 //!     └──────────────────────────────────────────────────────────┘ the session is lost
 //! ```
 //!
-//! One thread decides; whatever happens is a message in its mailbox. A primary reads what is stale ([`reading`]), decides
-//! ([`plan`], a pure function) and writes ([`execute`]), until there is nothing left to do, and then waits. All its
+//! One thread decides; whatever happens is a message in its mailbox. A primary reads what is stale (`reading`), decides
+//! ([`mod@plan`], a pure function) and writes (`execute`), until there is nothing left to do, and then waits. All its
 //! writes go through the very session that owns `/master`; with the session goes all that it knew.
 //!
 //! Deliberately absent: any state of its own. A master that dies at any moment leaves a tree from which the next one plans

@@ -1,4 +1,4 @@
-//! What a primary has read of the tree: plain data, the input of [`crate::plan`].
+//! What a primary has read of the tree: plain data, the input of [`mod@crate::plan`].
 
 use std::collections::{BTreeMap, BTreeSet};
 

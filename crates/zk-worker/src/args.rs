@@ -22,11 +22,11 @@ pub struct Args {
           value_parser = zk_cli::session_timeout)]
     session_timeout: Duration,
 
-    /// The name to register under [default: <hostname>]
+    /// The name to register under [default: `<hostname>`]
     #[arg(long, env = "ZK_NAME", value_name = "NAME")]
     name: Option<WorkerName>,
 
-    /// What `/workers/<name>` holds [default: <name>:2224]
+    /// What `/workers/<name>` holds [default: `<name>:2224`]
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long = "label", env = "ZK_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     labels: Vec<(String, String)>,
 
-    /// Where tasks run and their output is kept [default: /var/lib/zk-worker/<name>, or below ~/.local/state if not root]
+    /// Where tasks run and their output is kept [default: `/var/lib/zk-worker/<name>`, or below `~/.local/state` if not root]
     #[arg(long, env = "ZK_WORK_DIR", value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
