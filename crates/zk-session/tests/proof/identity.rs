@@ -116,7 +116,7 @@ impl Witness for Told {
 #[test]
 fn a_witness_is_told_of_the_session_and_of_each_proof() {
     let told = Arc::new(Told::default());
-    let timeout = ms(900);
+    let timeout = ms(1500);
     let connect = Server::shared().chroot("witness");
     let config = Config { witness: Some(told.clone()), ..config(&connect, timeout) };
     let (session, _mailbox) = crate::open_with(&config);
@@ -199,7 +199,7 @@ fn an_earlier_session_can_be_ended_through_another_server() {
 #[test]
 fn heartbeats_are_writes_to_the_own_node() {
     let connect = Server::shared().chroot("heartbeats");
-    let timeout = ms(900);
+    let timeout = ms(1500);
     let (session, _mailbox) = open(&connect, timeout);
     let (witness, _witness_mailbox) = open(&connect, SECOND * 10);
     session.ensure("/").unwrap();
