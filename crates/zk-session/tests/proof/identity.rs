@@ -243,11 +243,11 @@ fn a_session_with_an_own_node_is_lost_when_its_server_is_cut_off_from_the_quorum
     let Some(hosts) = available(Hosts::new(3)) else { return };
     let ensemble = Ensemble::start_in(hosts.all());
     let follower = ensemble.follower();
-    let timeout = SECOND * 2;
+    let timeout = ms(1500);
     // On the follower's host, so that the link between these sessions and their server stays.
     let connect = ensemble.servers[follower].connect_string();
-    let open_there = || hosts[follower].run(|| open(&connect, timeout));
-    let ((owner, mailbox), (reader, _reader_mailbox)) = (open_there(), open_there());
+    let open_there = |timeout| hosts[follower].run(|| open(&connect, timeout));
+    let ((owner, mailbox), (reader, _reader_mailbox)) = (open_there(timeout), open_there(SECOND * 10));
     let id = owner.own("/own", b"").unwrap();
 
     let cut = Instant::now();
