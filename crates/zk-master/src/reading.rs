@@ -406,5 +406,5 @@ fn read_task(session: &Session, name: TaskName, before: Option<&Known>) -> Resul
             }
         }
     }
-    Ok(Some(Known { czxid, submit, stage: Stage::Open(open) }))
+    Ok(Some(Known { czxid, submit, stage: Stage::Open(Box::new(open)) }))
 }

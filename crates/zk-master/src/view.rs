@@ -65,7 +65,7 @@ pub struct Known {
 #[derive(Debug, Clone)]
 pub enum Stage {
     /// It has no status.
-    Open(Open),
+    Open(Box<Open>),
     /// It has one.
     Ended {
         /// Which.

@@ -3,6 +3,7 @@
 //! Decoding never panics. Where somebody's data cannot be understood, the document says what is done about it: a task
 //! ends as `failed` with the reason, so [`Task::decode`] is the one that tells; every other decoder gives what it can.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
@@ -143,7 +144,25 @@ pub struct TaskMeta {
     /// Where the command runs; by default in a directory of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// What the command can read on its standard input; by default that is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<Bytes>,
+    /// How long an attempt may run, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// How often it is started again after the command failed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub retries: u32,
+    /// The pause before the first of them, in milliseconds; doubled for each further one ([`TaskMeta::pause_ms`]).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub backoff_ms: u64,
+    /// The idempotency key under which it was submitted: `/keys/<key>` holds its submit id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
+
+/// The longest pause between a failure and the next attempt, in milliseconds, before jitter: an hour.
+const LONGEST_PAUSE_MS: u64 = 3_600_000;
 
 /// How often a task may be started when workers are lost under it, unless it says otherwise (CLI, `--max-attempts`).
 const DEFAULT_MAX_ATTEMPTS: u32 = 3;
@@ -171,7 +190,25 @@ impl TaskMeta {
             after: Vec::new(),
             env: BTreeMap::new(),
             cwd: None,
+            stdin: None,
+            timeout_ms: None,
+            retries: 0,
+            backoff_ms: 0,
+            key: None,
         }
+    }
+
+    /// The pause before the next attempt of a task that has failed so often, in milliseconds: the backoff, doubled for each
+    /// failure but the first up to an hour, and up to a quarter more, so that what failed together is not all tried again
+    /// at the same moment. Everybody who reads the tree computes the same: the jitter is drawn from the task's czxid.
+    pub fn pause_ms(&self, czxid: i64, failures: u32) -> u64 {
+        let doubled = 1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX);
+        let pause = self.backoff_ms.saturating_mul(doubled).min(LONGEST_PAUSE_MS);
+        // The finalizer of splitmix64: neighbouring numbers give unrelated ones.
+        let mut draw = czxid.cast_unsigned().wrapping_add(u64::from(failures)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        draw = (draw ^ (draw >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        draw ^= draw >> 27;
+        pause + draw % (pause / 4 + 1)
     }
 }
 
@@ -375,34 +412,64 @@ impl Tail {
     }
 }
 
-/// In JSON the bytes are `text` where that says them exactly and briefly, else `base64`.
+/// Any bytes. In JSON they are `text` where that says them exactly and briefly, else `base64`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bytes(pub Vec<u8>);
+
 #[derive(Serialize, Deserialize)]
-struct TailInJson<'a> {
-    length: u64,
+struct BytesInJson<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    text: Option<std::borrow::Cow<'a, str>>,
+    text: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base64: Option<String>,
 }
 
+impl BytesInJson<'_> {
+    fn of(bytes: &[u8]) -> BytesInJson<'_> {
+        // A control character takes six bytes in JSON, base64 never more than a third on top.
+        let controls = bytes.iter().filter(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()).count();
+        let text = std::str::from_utf8(bytes).ok().filter(|text| controls * 20 <= text.len());
+        let base64 = text.is_none().then(|| BASE64.encode(bytes));
+        BytesInJson { text: text.map(Into::into), base64 }
+    }
+
+    fn decode<E: serde::de::Error>(self) -> Result<Vec<u8>, E> {
+        match (self.text, self.base64) {
+            (_, Some(base64)) => BASE64.decode(base64).map_err(E::custom),
+            (text, None) => Ok(text.unwrap_or_default().into_owned().into_bytes()),
+        }
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        BytesInJson::of(&self.0).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        BytesInJson::deserialize(deserializer)?.decode().map(Bytes)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct TailInJson<'a> {
+    length: u64,
+    #[serde(flatten)]
+    bytes: BytesInJson<'a>,
+}
+
 impl Serialize for Tail {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // A control character takes six bytes in JSON, base64 never more than a third on top.
-        let controls = self.bytes.iter().filter(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()).count();
-        let text = std::str::from_utf8(&self.bytes).ok().filter(|text| controls * 20 <= text.len());
-        let base64 = text.is_none().then(|| BASE64.encode(&self.bytes));
-        TailInJson { length: self.length, text: text.map(Into::into), base64 }.serialize(serializer)
+        TailInJson { length: self.length, bytes: BytesInJson::of(&self.bytes) }.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Tail {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tail = TailInJson::deserialize(deserializer)?;
-        let bytes = match (tail.text, tail.base64) {
-            (_, Some(base64)) => BASE64.decode(base64).map_err(serde::de::Error::custom)?,
-            (text, None) => text.unwrap_or_default().into_owned().into_bytes(),
-        };
-        Ok(Tail { length: tail.length, bytes })
+        Ok(Tail { length: tail.length, bytes: tail.bytes.decode()? })
     }
 }
 
@@ -490,6 +557,9 @@ pub struct AssignmentMeta {
     pub attempt: u32,
     /// The czxid of the task meant: at the same path there may be another one by now.
     pub task: i64,
+    /// Set by the primary: a worker that has not started this yet is to return it, for another one is idle.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub recalled: bool,
     /// Set by the worker: it did not start this and will not; somebody else may have it at once.
     #[serde(default, skip_serializing_if = "is_default")]
     pub returned: bool,
@@ -547,12 +617,32 @@ pub struct AttemptMeta {
     /// Why it counts as ended.
     #[serde(default)]
     pub reason: String,
+    /// The code with which the command exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// When the command started, in milliseconds since 1970 by the worker's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_ms: Option<u64>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_ms: Option<u64>,
+    /// The end of what it wrote to its standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<Tail>,
 }
 
 impl Attempt {
     /// An attempt that ended without a status because its worker is gone or its assignment was taken away.
     pub fn lost(meta: AttemptMeta) -> Self {
         Attempt { kind: Some(AttemptKind::Lost), meta: Some(meta) }
+    }
+
+    /// An attempt whose command failed, after which there is another one.
+    pub fn failed(meta: AttemptMeta) -> Self {
+        Attempt { kind: Some(AttemptKind::Failed), meta: Some(meta) }
     }
 
     /// Reads a record.
@@ -653,7 +743,7 @@ pub fn decode_epoch(data: &[u8]) -> Option<i64> {
 impl AssignmentMeta {
     /// An assignment of this attempt at this task, by the primary with this fence.
     pub fn new(instance: Option<Instance>, fence: i64, attempt: u32, task: i64) -> Self {
-        AssignmentMeta { zk: Format, instance, fence, attempt, task, returned: false }
+        AssignmentMeta { zk: Format, instance, fence, attempt, task, recalled: false, returned: false }
     }
 }
 
@@ -749,6 +839,18 @@ mod tests {
         assert!(back.stdout.unwrap().bytes.len() > 300_000);
     }
 
+    #[test]
+    fn the_pause_after_a_failure_doubles_up_to_an_hour_with_a_quarter_of_jitter() {
+        let meta = TaskMeta { backoff_ms: 1000, ..TaskMeta::new("s".into()) };
+        for (failures, least) in [(1, 1000), (2, 2000), (5, 16_000), (20, LONGEST_PAUSE_MS), (200, LONGEST_PAUSE_MS)] {
+            let pauses: Vec<u64> = (0..100).map(|czxid| meta.pause_ms(czxid, failures)).collect();
+            assert!(pauses.iter().all(|pause| (least..=least + least / 4).contains(pause)), "{failures}: {pauses:?}");
+            let different: std::collections::BTreeSet<&u64> = pauses.iter().collect();
+            assert!(different.len() > 50, "{failures}: {pauses:?}");
+        }
+        assert_eq!(TaskMeta::new("s".into()).pause_ms(7, 3), 0, "without a backoff there is no pause");
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_a_decoder_panic(data in vec(any::<u8>(), 0..200)) {
@@ -778,10 +880,12 @@ mod tests {
         fn a_task_survives_the_round_trip(
             command in "[^\0]{1,80}", submit in ".{0,20}", priority: i64, max_attempts: u32, no_requeue: bool,
             env in btree_map("[A-Z]{1,8}", ".{0,10}", 0..4), after in vec(any::<u32>(), 0..4),
+            stdin in proptest::option::of(vec(any::<u8>(), 0..50)), timeout_ms: Option<u64>, retries: u32,
         ) {
             prop_assume!(!command.trim().is_empty());
             let meta = TaskMeta {
-                priority, max_attempts, no_requeue, env,
+                priority, max_attempts, no_requeue, env, timeout_ms, retries,
+                stdin: stdin.map(Bytes),
                 after: after.into_iter().map(TaskName::from_number).collect(),
                 ..TaskMeta::new(submit)
             };

@@ -13,6 +13,7 @@
 //! | `/tasks/<task>/cancel` | persistent | anything | whoever wants the task cancelled |
 //! | `/tasks/<task>/attempt-<n>` | persistent | `lost` or `failed` | the primary or the worker |
 //! | `/epoch` | persistent | the fence of the latest primary | the primary |
+//! | `/keys/<key>` | persistent | the submit id of all who use the key | the client |
 //! | `/live/<instance>-<n>` | ephemeral | `host:port` | every daemon, one for each session |
 //!
 //! ```
@@ -43,7 +44,7 @@ mod names;
 pub mod paths;
 
 pub use documents::{
-    Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, DecodeError, Drain, Live, LiveMeta, MAX_DATA,
+    Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Bytes, DecodeError, Drain, Live, LiveMeta, MAX_DATA,
     Outcome, Role, Status, StatusMeta, Tail, Task, TaskMeta, Worker, WorkerMeta, decode_epoch,
 };
 pub use names::{Address, Instance, LiveName, NameError, TaskName, WorkerName};

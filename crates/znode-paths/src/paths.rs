@@ -17,6 +17,30 @@ pub const EPOCH: &str = "/epoch";
 /// The parent of the nodes by which a daemon's life is judged.
 pub const LIVE: &str = "/live";
 
+/// The parent of the idempotency keys.
+pub const KEYS: &str = "/keys";
+
+/// `/keys/<key>`: any text, its bytes outside of `A-Z a-z 0-9 - _ . :` written as `%` and two hexadecimal digits.
+///
+/// ```
+/// use znode_paths::paths::key;
+/// assert_eq!(key("nightly:2026-11-25"), "/keys/nightly:2026-11-25");
+/// assert_eq!(key("a/b c%"), "/keys/a%2Fb%20c%25");
+/// assert_eq!(key(".."), "/keys/%2E%2E");
+/// ```
+pub fn key(key: &str) -> String {
+    // ZooKeeper takes neither of these as a name.
+    let dots = matches!(key, "." | "..");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_:".contains(&byte) || (byte == b'.' && !dots);
+    key.bytes().fold(format!("{KEYS}/"), |mut path, byte| {
+        match plain(byte) {
+            true => path.push(byte.into()),
+            false => path.push_str(&format!("%{byte:02X}")),
+        }
+        path
+    })
+}
+
 /// `/workers/<worker>`.
 pub fn worker(worker: &WorkerName) -> String {
     format!("{WORKERS}/{worker}")
