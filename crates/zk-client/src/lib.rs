@@ -24,7 +24,7 @@ mod render;
 pub mod report;
 mod run;
 pub mod state;
-mod submit;
+pub mod submit;
 mod wait;
 
 use std::collections::BTreeSet;

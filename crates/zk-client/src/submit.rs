@@ -89,6 +89,21 @@ fn room(connection: &mut Connection, max_queue: usize) -> Result<Session, Error>
     }
 }
 
+/// What a client does after a look for the tasks of its submit id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Next {
+    /// Report this path.
+    Report(String),
+    /// Create the task, and look again: meanwhile an earlier request may have been carried out, too.
+    Create,
+}
+
+/// Decides after a lost answer. `lowest` is what the look found, `created` what was created on this session before it.
+pub fn next(lowest: Option<TaskName>, created: Option<String>) -> Next {
+    lowest.map(|name| paths::task(&name)).or(created).map_or(Next::Create, Next::Report)
+}
+
 /// The answer was lost: finds out whether the task is there, and creates it again under the same id if it is not.
 ///
 /// The first request may still be on its way and be carried out at any time. So the looks follow a write, which makes
@@ -106,12 +121,13 @@ fn recover(connection: &mut Connection, order: &Order, id: &str, lost: &zk_sessi
         };
         let look_and_create = || -> Result<String, zk_session::Error> {
             connection.sync(&session)?;
-            if let Some(found) = look::submitted(&session, id)? {
-                return Ok(paths::task(&found));
+            let mut created = None;
+            loop {
+                match next(look::submitted(&session, id)?, created) {
+                    Next::Report(path) => return Ok(path),
+                    Next::Create => created = Some(create(&session, order)?),
+                }
             }
-            let created = create(&session, order)?;
-            // Meanwhile the first request may have been carried out, too.
-            Ok(look::submitted(&session, id)?.map_or(created, |found| paths::task(&found)))
         };
         match look_and_create() {
             Ok(path) => return name_of(&path),
@@ -124,4 +140,18 @@ fn recover(connection: &mut Connection, order: &Order, id: &str, lost: &zk_sessi
         }
     }
     Err(Error::Unknown { within, why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_lost_answer_the_lowest_number_is_reported_and_what_is_not_there_created() {
+        let (low, own) = (TaskName::from_number(3), Some("/tasks/task-0000000004".to_owned()));
+        assert_eq!(next(None, None), Next::Create);
+        assert_eq!(next(Some(low), None), Next::Report(paths::task(&low)));
+        assert_eq!(next(Some(low), own.clone()), Next::Report(paths::task(&low)));
+        assert_eq!(next(None, own), Next::Report("/tasks/task-0000000004".to_owned()), "a hand has deleted it");
+    }
 }

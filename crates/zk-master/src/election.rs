@@ -3,6 +3,8 @@
 use zk_session::{Error, Kind, Session};
 use znode_paths::{Address, decode_epoch, paths};
 
+use crate::view::fence;
+
 /// What came of standing for election.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -51,9 +53,6 @@ pub(crate) fn reigns(session: &Session, fence: i64) -> Result<bool, Error> {
 
 /// Raises `/epoch` to the czxid of our `/master`, only upwards and checked by version, so that of two masters that both
 /// believe to own `/master` the later one wins. Returns the fence, or `None` when `/master` is not ours any more.
-///
-/// Where `/epoch` is above the czxid, the tree was moved to an ensemble that counts anew: the fence then is one more than
-/// what is there. It still grows from reign to reign, and no two reigns share one.
 fn raise_epoch(session: &Session, czxid: i64) -> Result<Option<i64>, Error> {
     loop {
         let before = session.read(paths::EPOCH, false)?;
@@ -61,8 +60,7 @@ fn raise_epoch(session: &Session, czxid: i64) -> Result<Option<i64>, Error> {
         if stat.is_none_or(|stat| stat.owner != session.id() || stat.czxid != czxid) {
             return Ok(None);
         }
-        let epoch = before.as_ref().and_then(|(data, _)| decode_epoch(data)).unwrap_or(0);
-        let fence = if epoch < czxid { czxid } else { epoch.saturating_add(1) };
+        let fence = fence(before.as_ref().and_then(|(data, _)| decode_epoch(data)), czxid);
         let data = fence.to_string();
         let written = match before {
             Some((_, stat)) => session.write(paths::EPOCH, data.as_bytes(), Some(stat.version)).map(drop),

@@ -10,7 +10,7 @@ use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{Assignment, Attempt, Drain, LiveName, Status, Task, TaskName, Worker, WorkerName};
 
 use crate::plan::{Plan, Step};
-use crate::view::{Desk, Known, Open, Stage, Vanished, View};
+use crate::view::{Desk, Known, Open, Stage, View};
 
 /// The view, and which parts of it are stale.
 #[derive(Debug, Default)]
@@ -116,9 +116,7 @@ impl Reading {
 
     /// The primary deleted an assignment itself: it did not vanish.
     pub(crate) fn unassigned(&mut self, worker: &WorkerName, task: TaskName) {
-        if let Some(desk) = self.view.assign.get_mut(worker) {
-            desk.tasks.remove(&task);
-        }
+        self.view.unassigned(worker, task);
         self.stale.desks.insert(worker.clone());
     }
 
@@ -154,18 +152,9 @@ impl Reading {
             self.read_tasks(session)?;
         }
         self.read_each_task(session)?;
-        self.forget_vanished();
+        self.view.forget_vanished();
 
-        let living = self.view.living();
-        let assigned = self.view.assign.iter().flat_map(|(name, desk)| desk.tasks.values().map(move |a| (name, a)));
-        let gone = |(name, assignment): (&WorkerName, &Assignment)| match assignment.instance() {
-            Some(instance) => !living.contains(&instance),
-            None => !self.view.workers.contains_key(name) && !self.view.missing_since_ms.contains_key(name),
-        };
-        let mut all = assigned.chain(self.view.vanished.values().map(|v| (&v.worker, &v.assignment)));
-        if all.any(gone) {
-            self.stale.census = true;
-        }
+        self.stale.census |= self.view.misses_somebody();
         if std::mem::take(&mut self.stale.census) {
             self.take_census(session)?;
         }
@@ -180,7 +169,7 @@ impl Reading {
         let known: BTreeSet<WorkerName> = self.parse(paths::ASSIGN, &names);
         let before: Vec<WorkerName> = self.view.assign.keys().cloned().collect();
         for worker in before.into_iter().filter(|worker| !known.contains(worker)) {
-            self.replace_desk(&worker, None);
+            self.view.replace_desk(&worker, None);
         }
         let new = known.into_iter().filter(|worker| !self.view.assign.contains_key(worker));
         self.stale.desks.extend(new);
@@ -222,7 +211,7 @@ impl Reading {
             self.readable(&path, session.children(&path, true))?.zip(self.readable(&path, session.read(&path, true))?);
         let Some((names, (data, stat))) = read else {
             self.closed.remove(worker);
-            self.replace_desk(worker, None);
+            self.view.replace_desk(worker, None);
             return Ok(());
         };
         let drain = Drain::decode(&data).drain;
@@ -243,7 +232,7 @@ impl Reading {
             let read = self.readable(&paths::assignment(worker, &task), read)?;
             desk.tasks.insert(task, read.map(|(data, _)| Assignment::decode(&data)).unwrap_or_default());
         }
-        self.replace_desk(worker, Some(desk));
+        self.view.replace_desk(worker, Some(desk));
         Ok(())
     }
 
@@ -256,34 +245,6 @@ impl Reading {
             }
             read => read,
         }
-    }
-
-    fn replace_desk(&mut self, worker: &WorkerName, desk: Option<Desk>) {
-        let empty = Desk::default();
-        let now = desk.as_ref().unwrap_or(&empty);
-        for (task, assignment) in self.view.assign.get(worker).map(|before| &before.tasks).unwrap_or(&empty.tasks) {
-            let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
-            if !now.tasks.contains_key(task) && !returned {
-                let vanished = Vanished { worker: worker.clone(), assignment: assignment.clone() };
-                self.view.vanished.insert(*task, vanished);
-            }
-        }
-        match desk {
-            Some(desk) => self.view.assign.insert(worker.clone(), desk),
-            None => self.view.assign.remove(worker),
-        };
-    }
-
-    /// An assignment that vanished does not matter any more once its attempt is recorded, or the task is assigned again,
-    /// has a status or is gone.
-    fn forget_vanished(&mut self) {
-        let View { vanished, tasks, assign, .. } = &mut self.view;
-        vanished.retain(|task, Vanished { assignment, .. }| {
-            let Some(open) = tasks.get(task).and_then(Known::open) else { return false };
-            let recorded = assignment.meta.as_ref().is_some_and(|meta| open.attempts.contains_key(&meta.attempt));
-            let assigned = assign.values().any(|desk| desk.tasks.contains_key(task));
-            !recorded && !assigned
-        });
     }
 
     fn read_tasks(&mut self, session: &Session) -> Result<(), Error> {
@@ -350,20 +311,10 @@ impl Reading {
             log::info!("took over workers={} tasks={} unfinished={open}", workers.len(), tasks.len());
         }
         self.view.census_ms = session.server_time_ms().unwrap_or(self.view.census_ms);
-        self.note_missing();
-        Ok(())
-    }
-
-    fn note_missing(&mut self) {
-        let View { missing_since_ms: missing, workers, assign, vanished, census_ms, .. } = &mut self.view;
-        missing.retain(|worker, _| !workers.contains_key(worker));
-        for worker in assign.keys().chain(vanished.values().map(|vanished| &vanished.worker)) {
-            if !workers.contains_key(worker) && !missing.contains_key(worker) {
-                log::info!("worker missing worker={worker}");
-                missing.insert(worker.clone(), *census_ms);
-            }
+        for worker in self.view.note_missing() {
+            log::info!("worker missing worker={worker}");
         }
-        missing.retain(|worker, _| assign.contains_key(worker) || vanished.values().any(|v| v.worker == *worker));
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use znode_paths::{Assignment, AttemptKind, Instance, Outcome, TaskMeta, TaskName, Worker, WorkerName};
 
 /// The tree as the primary has read it in its reign, and the time.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct View {
     /// The czxid of its own `/master`, or more: what its assignments carry and `/epoch` holds.
     pub fence: i64,
@@ -29,7 +29,7 @@ pub struct View {
 }
 
 /// `/assign/<worker>` and what is below it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Desk {
     /// An operator took the worker out of service.
     pub drain: bool,
@@ -42,7 +42,7 @@ pub struct Desk {
 }
 
 /// An assignment that is gone though nobody here deleted it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Vanished {
     /// Who had it.
     pub worker: WorkerName,
@@ -51,7 +51,7 @@ pub struct Vanished {
 }
 
 /// A task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Known {
     /// Tells it from another one at the same path.
     pub czxid: i64,
@@ -62,7 +62,7 @@ pub struct Known {
 }
 
 /// How far a task is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// It has no status.
     Open(Box<Open>),
@@ -76,7 +76,7 @@ pub enum Stage {
 }
 
 /// A task without a status.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Open {
     /// What was asked for beside the command; nothing for a task made by hand; or why it cannot be decoded.
     pub meta: Result<Option<TaskMeta>, String>,
@@ -99,7 +99,80 @@ impl Known {
 /// Two reads so far apart must miss a worker registered by hand before it counts as lost (PROTOCOL section 3, Workers).
 pub const SETTLING_MS: i64 = 1000;
 
+/// The fence of a reign that begins with a `/master` of this czxid, when `/epoch` holds that number.
+///
+/// Where `/epoch` is above the czxid, the tree was moved to an ensemble that counts anew: the fence then is one more than
+/// what is there. It still grows from reign to reign, and no two reigns share one.
+pub fn fence(epoch: Option<i64>, czxid: i64) -> i64 {
+    match epoch {
+        Some(epoch) if epoch >= czxid => epoch.saturating_add(1),
+        _ => czxid,
+    }
+}
+
 impl View {
+    /// `/assign/<worker>` was read, and is like this, or is gone. What is not there any more vanished by another hand.
+    pub fn replace_desk(&mut self, worker: &WorkerName, desk: Option<Desk>) {
+        let empty = Desk::default();
+        let now = desk.as_ref().unwrap_or(&empty);
+        for (task, assignment) in self.assign.get(worker).map(|before| &before.tasks).unwrap_or(&empty.tasks) {
+            let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
+            if !now.tasks.contains_key(task) && !returned {
+                let vanished = Vanished { worker: worker.clone(), assignment: assignment.clone() };
+                self.vanished.insert(*task, vanished);
+            }
+        }
+        match desk {
+            Some(desk) => self.assign.insert(worker.clone(), desk),
+            None => self.assign.remove(worker),
+        };
+    }
+
+    /// The primary deleted an assignment itself: it did not vanish.
+    pub fn unassigned(&mut self, worker: &WorkerName, task: TaskName) {
+        if let Some(desk) = self.assign.get_mut(worker) {
+            desk.tasks.remove(&task);
+        }
+    }
+
+    /// An assignment that vanished does not matter any more once its attempt is recorded, or the task is assigned again,
+    /// has a status or is gone.
+    pub fn forget_vanished(&mut self) {
+        let View { vanished, tasks, assign, .. } = self;
+        vanished.retain(|task, Vanished { assignment, .. }| {
+            let Some(open) = tasks.get(task).and_then(Known::open) else { return false };
+            let recorded = assignment.meta.as_ref().is_some_and(|meta| open.attempts.contains_key(&meta.attempt));
+            let assigned = assign.values().any(|desk| desk.tasks.contains_key(task));
+            !recorded && !assigned
+        });
+    }
+
+    /// Whether somebody who has, or had, something assigned seems to be gone: nobody is lost before that was read again.
+    pub fn misses_somebody(&self) -> bool {
+        let living = self.living();
+        let assigned = self.assign.iter().flat_map(|(name, desk)| desk.tasks.values().map(move |a| (name, a)));
+        let mut all = assigned.chain(self.vanished.values().map(|vanished| (&vanished.worker, &vanished.assignment)));
+        all.any(|(name, assignment)| match assignment.instance() {
+            Some(instance) => !living.contains(&instance),
+            None => !self.workers.contains_key(name) && !self.missing_since_ms.contains_key(name),
+        })
+    }
+
+    /// After a census: who is missing since then is remembered and returned, who is back is forgotten.
+    pub fn note_missing(&mut self) -> Vec<WorkerName> {
+        let View { missing_since_ms: missing, workers, assign, vanished, census_ms, .. } = self;
+        missing.retain(|worker, _| !workers.contains_key(worker));
+        let mut new = Vec::new();
+        for worker in assign.keys().chain(vanished.values().map(|vanished| &vanished.worker)) {
+            if !workers.contains_key(worker) && !missing.contains_key(worker) {
+                missing.insert(worker.clone(), *census_ms);
+                new.push(worker.clone());
+            }
+        }
+        missing.retain(|worker, _| assign.contains_key(worker) || vanished.values().any(|v| v.worker == *worker));
+        new
+    }
+
     /// The processes that live: their registration or one of their sessions is there.
     pub fn living(&self) -> BTreeSet<Instance> {
         self.workers.values().filter_map(Worker::instance).chain(self.live.iter().copied()).collect()
@@ -118,6 +191,34 @@ impl View {
                 let since = self.missing_since_ms.get(worker);
                 since.is_some_and(|since| self.census_ms - since >= SETTLING_MS)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fence_grows_from_reign_to_reign_also_where_zxids_begin_anew() {
+        assert_eq!(fence(None, 7), 7);
+        assert_eq!(fence(Some(5), 7), 7);
+        assert_eq!(fence(Some(7), 7), 8);
+        assert_eq!(fence(Some(900), 7), 901);
+    }
+
+    #[test]
+    fn what_another_hand_deletes_vanishes_and_what_the_primary_deletes_does_not() {
+        let (name, task) = ("w".parse::<WorkerName>().unwrap(), TaskName::from_number(0));
+        let desk = Desk { tasks: BTreeMap::from([(task, Assignment::default())]), ..Desk::default() };
+        for (own, vanished) in [(true, 0), (false, 1)] {
+            let mut view = View::default();
+            view.replace_desk(&name, Some(desk.clone()));
+            if own {
+                view.unassigned(&name, task);
+            }
+            view.replace_desk(&name, Some(Desk::default()));
+            assert_eq!(view.vanished.len(), vanished);
         }
     }
 }

@@ -14,7 +14,7 @@ use znode_paths::{
 };
 
 use crate::jobs::{Jobs, Stage, Start, Written};
-use crate::judge::{Case, Own, TaskFacts, Verdict, judge, oversee};
+use crate::judge::{Case, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee};
 use crate::{Leaving, Life};
 
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
@@ -212,7 +212,7 @@ impl Connection {
         jobs.processes.follow(session);
         for other in session.children(paths::LIVE, false)?.unwrap_or_default() {
             let Ok(other) = other.parse::<LiveName>() else { continue };
-            if !life.instances.contains(&other.instance) || other.session >= name.session {
+            if !is_earlier(other, name, &life.instances) {
                 continue;
             }
             let Some(earlier) = session.stat(&paths::live(&other), false)?.and_then(|stat| stat.owner) else {
@@ -392,15 +392,12 @@ impl Connection {
         for name in ended {
             let Some(job) = jobs.get(&name) else { continue };
             let Stage::Ended(written) = &job.stage else { continue };
-            // To the primary an earlier life of this process is another one. Its result counts as long as the primary
-            // has not yet taken the assignment away to give the task to somebody else.
             let assignment = paths::assignment(&life.config.name, &name);
-            let void = job.instance != life.instance
-                && self.session.stat(&assignment, false)?.is_none_or(|stat| stat.czxid != job.fence);
-            if void {
-                log::warn!("dropped the result of task={name}: it was given to somebody else");
-            } else {
+            let there = || Ok(self.session.stat(&assignment, false)?.map(|stat| stat.czxid));
+            if counts(job.instance, life.instance, job.fence, there)? {
                 self.write_result(name, job.attempt, job.fence, written)?;
+            } else {
+                log::warn!("dropped the result of task={name}: it was given to somebody else");
             }
             // The assignment that was started is settled. There may be another one by now, if somebody took that away.
             jobs.remove(&name);

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::{Pid, Signal};
 use znode_paths::{Attempt, AttemptMeta, Instance, Outcome, Status, StatusMeta, Task, TaskName};
 
-use crate::judge::{Report, Why, report};
+use crate::judge::{Report, Starts, Why, report};
 use crate::output::Folder;
 use crate::processes::{self, Exited, NotStarted, Processes};
 use crate::{Life, leftovers};
@@ -16,9 +16,7 @@ use crate::{Life, leftovers};
 pub(crate) struct Jobs {
     pub(crate) processes: Processes,
     jobs: BTreeMap<TaskName, Job>,
-    /// What was started, by the czxid of its assignment, as long as that is there: whatever becomes of a start, it is never
-    /// taken for an assignment that has not been started.
-    started: BTreeMap<TaskName, i64>,
+    started: Starts,
 }
 
 /// A task that was started here.
@@ -73,7 +71,7 @@ pub(crate) struct Start<'a> {
 
 impl Jobs {
     pub(crate) fn new(processes: Processes) -> Self {
-        Jobs { processes, jobs: BTreeMap::new(), started: BTreeMap::new() }
+        Jobs { processes, jobs: BTreeMap::new(), started: Starts::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -98,13 +96,13 @@ impl Jobs {
 
     /// Whether the assignment with this czxid was started here.
     pub(crate) fn was_started(&self, name: &TaskName, fence: i64) -> bool {
-        self.started.get(name) == Some(&fence)
+        self.started.contain(name, fence)
     }
 
     /// Only these are assigned: any other start can be forgotten, for its assignment never comes back.
     pub(crate) fn assigned(&mut self, names: &BTreeSet<TaskName>) {
         let jobs = &self.jobs;
-        self.started.retain(|name, _| names.contains(name) || jobs.contains_key(name));
+        self.started.keep(|name| names.contains(name) || jobs.contains_key(name));
     }
 
     pub(crate) fn remove(&mut self, name: &TaskName) {
@@ -143,7 +141,7 @@ impl Jobs {
         job.stage = match started {
             Ok(pid) => {
                 log::info!("started task={name} attempt={attempt} pid={}", pid.as_raw_nonzero());
-                self.started.insert(name, fence);
+                self.started.note(name, fence);
                 Stage::Running { pid, stop: None }
             }
             Err(NotStarted::Expired) => return,

@@ -1,8 +1,8 @@
 //! What a worker does about what it has read: decisions as values. No I/O, no clock, no processes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use znode_paths::{Assignment, AssignmentMeta, Instance, Outcome};
+use znode_paths::{Assignment, AssignmentMeta, Instance, LiveName, Outcome, TaskName};
 
 /// An assignment as it was read, then `/epoch`, then the task, all on the same session and never from memory.
 #[derive(Debug, Clone)]
@@ -104,8 +104,51 @@ pub fn judge(case: &Case<'_>, own: Own) -> Verdict {
     }
 }
 
+/// What was started, by the czxid of its assignment, as long as that is there: whatever becomes of a start, it is never
+/// taken for an assignment that has not been started.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Starts(BTreeMap<TaskName, i64>);
+
+impl Starts {
+    /// This one was started.
+    pub fn note(&mut self, name: TaskName, fence: i64) {
+        self.0.insert(name, fence);
+    }
+
+    /// Whether the assignment with this czxid was started here.
+    pub fn contain(&self, name: &TaskName, fence: i64) -> bool {
+        self.0.get(name) == Some(&fence)
+    }
+
+    /// Forgets all others: their assignments never come back.
+    pub fn keep(&mut self, wanted: impl Fn(&TaskName) -> bool) {
+        self.0.retain(|name, _| wanted(name));
+    }
+}
+
+/// Whether a session found below `/live` is an earlier one of this process, which the new session `own` has to end.
+/// `instances` are all that this process has been.
+pub fn is_earlier(found: LiveName, own: LiveName, instances: &[Instance]) -> bool {
+    instances.contains(&found.instance) && found.session < own.session
+}
+
+/// Whether the result of a command that the instance `started_by` of this process started is still to be written. To the
+/// primary an earlier life of this process is another one: its result counts as long as the assignment `fence` is there,
+/// for then the primary has not yet given the task to somebody else. `there` reads the czxid of what is at its path now.
+///
+/// # Errors
+/// Those of `there`.
+pub fn counts<E>(
+    started_by: Instance,
+    own: Instance,
+    fence: i64,
+    there: impl FnOnce() -> Result<Option<i64>, E>,
+) -> Result<bool, E> {
+    Ok(started_by == own || there()? == Some(fence))
+}
+
 /// Why a running task is to be stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Why {
     /// Somebody asked for it.
     Cancelled,
@@ -259,5 +302,24 @@ mod tests {
         assert_eq!(report(None, true), Report::Status(Outcome::Done));
         assert_eq!(report(None, false), Report::Status(Outcome::Failed));
         assert_eq!(report(Some(Why::Revoked), true), Report::Lost);
+    }
+
+    #[test]
+    fn the_result_of_an_earlier_life_counts_as_long_as_its_assignment_is_there() {
+        let (earlier, own) = (Instance::from_random(1), Instance::from_random(2));
+        let there = |czxid| move || Ok::<_, ()>(czxid);
+        assert_eq!(counts(earlier, own, 9, there(Some(9))), Ok(true));
+        assert_eq!(counts(earlier, own, 9, there(Some(10))), Ok(false));
+        assert_eq!(counts(earlier, own, 9, there(None)), Ok(false));
+        assert_eq!(counts(own, own, 9, || Err(())), Ok(true), "its own is not even looked for");
+    }
+
+    #[test]
+    fn only_sessions_before_it_and_of_this_process_are_ended() {
+        let (before, own) = (Instance::from_random(1), Instance::from_random(2));
+        let node = |instance, session| LiveName { instance, session };
+        let earlier = |found| is_earlier(found, node(own, 3), &[before, own]);
+        assert!(earlier(node(own, 2)) && earlier(node(before, 1)));
+        assert!(!earlier(node(own, 3)) && !earlier(node(own, 4)) && !earlier(node(Instance::from_random(3), 1)));
     }
 }

@@ -37,7 +37,7 @@ pub enum DecodeError {
 }
 
 /// The format of the metadata: 1. A document with a higher number was written by somebody who changed its meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Format;
 
 impl Serialize for Format {
@@ -110,7 +110,7 @@ pub struct Task {
 }
 
 /// What a client says of a task beside its command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskMeta {
     /// The format.
     pub zk: Format,
@@ -266,7 +266,7 @@ impl Task {
 }
 
 /// The final word on a task.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The command exited with 0.
     Done,
@@ -413,7 +413,7 @@ impl Tail {
 }
 
 /// Any bytes. In JSON they are `text` where that says them exactly and briefly, else `base64`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Bytes(pub Vec<u8>);
 
 #[derive(Serialize, Deserialize)]
@@ -474,7 +474,7 @@ impl<'de> Deserialize<'de> for Tail {
 }
 
 /// `/workers/<worker>`: who offers to run tasks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Worker {
     /// `host:port`, as it was written.
     pub address: String,
@@ -483,7 +483,7 @@ pub struct Worker {
 }
 
 /// What one of our workers says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WorkerMeta {
     /// The format.
     pub zk: Format,
@@ -537,14 +537,14 @@ impl Worker {
 }
 
 /// `/assign/<worker>/<task>`: who is to run what. One made by hand has no metadata and is honoured.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Assignment {
     /// What the primary says.
     pub meta: Option<AssignmentMeta>,
 }
 
 /// What a primary says of an assignment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AssignmentMeta {
     /// The format.
     pub zk: Format,
@@ -583,7 +583,7 @@ impl Assignment {
 }
 
 /// How an attempt ended that did not lead to a status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttemptKind {
     /// Its worker was lost, or its assignment was taken away. Counts for `--max-attempts`.
     Lost,

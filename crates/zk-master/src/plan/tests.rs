@@ -125,13 +125,7 @@ impl Tree {
             Step::Remove(name, _) => _ = view.tasks.remove(name),
             Step::RemoveDesk(name) => _ = view.assign.remove(name),
         }
-        // As the reading does.
-        view.vanished.retain(|task, vanished| {
-            let open = view.tasks.get(task).and_then(Known::open);
-            let number = vanished.assignment.meta.as_ref().map(|meta| meta.attempt);
-            let recorded = open.zip(number).is_some_and(|(open, number)| open.attempts.contains_key(&number));
-            !recorded && !view.assign.values().any(|desk| desk.tasks.contains_key(task))
-        });
+        view.forget_vanished();
     }
 }
 
