@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use znode_paths::{
     Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Instance, Outcome, Status, TaskMeta, TaskName,
-    WorkerName, paths,
+    Worker, WorkerName, paths,
 };
 
 use crate::view::{Desk, Known, Open, SETTLING_MS, Stage, Vanished, View};
@@ -112,7 +112,7 @@ pub fn plan(view: &View, retention: Retention) -> Plan {
             }
             Next::Record(number, attempt) => plan.chains.push(vec![Step::Record(*name, number, attempt)]),
             Next::BackTo(worker) => plan.chains.push(vec![assign(view, worker, *name, known, open)]),
-            Next::Wait => {}
+            Next::Wait(_) => {}
             Next::Place => waiting.push((Reverse(priority(open)), *name, known, open)),
         }
     }
@@ -130,14 +130,14 @@ pub fn plan(view: &View, retention: Retention) -> Plan {
 }
 
 /// Of several tasks of one submit all but the one with the lowest number (PROTOCOL section 3, Clients).
-fn duplicates(view: &View) -> BTreeSet<TaskName> {
+pub fn duplicates(view: &View) -> BTreeSet<TaskName> {
     let mut seen = BTreeSet::new();
     let submits = view.tasks.iter().filter_map(|(name, known)| Some((*name, known.submit.as_deref()?)));
     submits.filter(|(_, submit)| !seen.insert(*submit)).map(|(name, _)| name).collect()
 }
 
-/// What to do about a task that is assigned.
-fn held_task(
+/// What to do about a task that is assigned: nothing while whoever has it is to run it. `living` is [`View::living`].
+pub fn held_task(
     view: &View,
     worker: &WorkerName,
     name: TaskName,
@@ -156,7 +156,7 @@ fn held_task(
         let first = match after_loss(worker, assignment, open) {
             Next::End(outcome, reason) => Step::Finish(name, status(open, outcome, reason)),
             Next::Record(number, attempt) => Step::Record(name, number, attempt),
-            Next::BackTo(_) | Next::Wait | Next::Place => unreachable!("a loss is recorded or ends the task"),
+            Next::BackTo(_) | Next::Wait(_) | Next::Place => unreachable!("a loss is recorded or ends the task"),
         };
         return vec![first, unassign];
     }
@@ -168,13 +168,28 @@ fn held_task(
     Vec::new()
 }
 
-/// What comes next for a task.
-enum Next<'a> {
+/// What comes next for a task that has no status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// It ends, for this reason.
     End(Outcome, String),
+    /// This attempt is recorded.
     Record(u32, Attempt),
+    /// Its assignment vanished: it goes back to whoever had it.
     BackTo(&'a WorkerName),
-    Wait,
+    /// Something has to happen first.
+    Wait(Wait<'a>),
+    /// It is assigned as soon as it is its turn and a worker has room for it.
     Place,
+}
+
+/// What a task waits for that cannot be assigned yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wait<'a> {
+    /// This task is to be `done` before.
+    After(TaskName),
+    /// Its assignment vanished, and whoever had it lives but is not registered.
+    Holder(&'a WorkerName),
 }
 
 /// What becomes of a task whose worker is lost with it.
@@ -217,8 +232,8 @@ fn next_attempt(open: &Open) -> u32 {
     open.attempts.last_key_value().map_or(1, |(number, _)| number.saturating_add(1))
 }
 
-/// What to do about a task that is not assigned.
-fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTreeSet<Instance>) -> Next<'a> {
+/// What to do about a task that is not assigned. `living` is [`View::living`].
+pub fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTreeSet<Instance>) -> Next<'a> {
     let meta = match &open.meta {
         Ok(meta) => meta.as_ref(),
         Err(why) => return Next::End(Outcome::Failed, why.clone()),
@@ -229,7 +244,7 @@ fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTr
         return match view.holder_lost(worker, assignment, living) {
             true => after_loss(worker, assignment, open),
             false if view.assign.contains_key(worker) && view.workers.contains_key(worker) => Next::BackTo(worker),
-            false => Next::Wait,
+            false => Next::Wait(Wait::Holder(worker)),
         };
     }
     if open.cancel {
@@ -243,7 +258,7 @@ fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: &BTr
     }
     for before in meta.into_iter().flat_map(|meta| &meta.after) {
         match view.tasks.get(before).map(|known| &known.stage) {
-            Some(Stage::Open(_)) => return Next::Wait,
+            Some(Stage::Open(_)) => return Next::Wait(Wait::After(*before)),
             Some(Stage::Ended { outcome: Outcome::Done, .. }) => {}
             Some(Stage::Ended { outcome, .. }) => {
                 return Next::End(Outcome::Cancelled, format!("{before}, which it waited for, is {}", outcome.word()));
@@ -265,12 +280,13 @@ fn status(open: &Open, outcome: Outcome, reason: String) -> Status {
     }
 }
 
-fn priority(open: &Open) -> i64 {
+/// Higher is served first, then the lower number.
+pub fn priority(open: &Open) -> i64 {
     open.meta.as_ref().ok().and_then(Option::as_ref).map_or(0, |meta| meta.priority)
 }
 
 /// The workers that take something new, and for how many tasks each has room.
-fn room(view: &View) -> BTreeMap<&WorkerName, u32> {
+pub fn room(view: &View) -> BTreeMap<&WorkerName, u32> {
     let free = |(name, desk): (&WorkerName, &Desk)| {
         let (name, worker) = view.workers.get_key_value(name)?;
         let stopping = worker.meta.as_ref().is_some_and(|meta| meta.stopping);
@@ -282,18 +298,19 @@ fn room(view: &View) -> BTreeMap<&WorkerName, u32> {
     view.assign.iter().filter_map(free).collect()
 }
 
+/// Whether a worker may run the task: its name and its labels are what `--on` and `--require` ask for.
+pub fn fits(name: &WorkerName, worker: &Worker, open: &Open) -> bool {
+    let Some(meta) = open.meta.as_ref().ok().and_then(Option::as_ref) else { return true };
+    let labels = worker.meta.as_ref().map(|meta| &meta.labels);
+    let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
+    meta.on.as_ref().is_none_or(|on| on == name) && meta.require.iter().all(has)
+}
+
 /// The worker with the most free slots of those that may run the task, the first by name among equals.
 fn place(view: &View, room: &mut BTreeMap<&WorkerName, u32>, open: &Open) -> Option<WorkerName> {
-    let meta = open.meta.as_ref().ok().and_then(Option::as_ref);
-    let fits = |name: &WorkerName| {
-        let Some(meta) = meta else { return true };
-        let labels = view.workers[name].meta.as_ref().map(|meta| &meta.labels);
-        let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
-        meta.on.as_ref().is_none_or(|on| on == name) && meta.require.iter().all(has)
-    };
     let (name, free) = room
         .iter_mut()
-        .filter(|(name, free)| **free > 0 && fits(name))
+        .filter(|(name, free)| **free > 0 && fits(name, &view.workers[**name], open))
         .max_by_key(|(name, free)| (**free, Reverse(**name)))?;
     *free -= 1;
     Some((*name).clone())

@@ -263,7 +263,7 @@ impl Reading {
             .filter(|task| self.view.tasks.get(task).is_none_or(|known| known.open().is_some()))
             .collect();
         let tasks = &self.view.tasks;
-        let read = in_parallel(&stale, |task| read_task(session, *task, tasks.get(task)));
+        let read = in_parallel(&stale, |task| read_task(session, *task, tasks.get(task), true));
         for (task, known) in stale.into_iter().zip(read) {
             match self.readable(&paths::task(&task), known)? {
                 Some(known) => self.view.tasks.insert(task, known),
@@ -319,7 +319,15 @@ impl Reading {
 }
 
 /// Reads a task: all of it at first, later what is below it. `None` when it is gone.
-fn read_task(session: &Session, name: TaskName, before: Option<&Known>) -> Result<Option<Known>, Error> {
+///
+/// # Errors
+/// As [`Session::read`]; [`Error::Refused`] for an ephemeral, which is no task.
+pub fn read_task(
+    session: &Session,
+    name: TaskName,
+    before: Option<&Known>,
+    watch: bool,
+) -> Result<Option<Known>, Error> {
     let path = paths::task(&name);
     let (czxid, submit, meta, attempts) = match before {
         Some(Known { czxid, submit, stage: Stage::Open(open) }) => {
@@ -337,7 +345,7 @@ fn read_task(session: &Session, name: TaskName, before: Option<&Known>) -> Resul
             (stat.czxid, submit, meta, Default::default())
         }
     };
-    let Some(names) = session.children(&path, true)? else { return Ok(None) };
+    let Some(names) = session.children(&path, watch)? else { return Ok(None) };
     let mut open = Open { meta, cancel: false, attempts };
     for child in names.iter().filter_map(|name| task_child(name)) {
         match child {
