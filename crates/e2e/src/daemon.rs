@@ -72,6 +72,13 @@ impl Launch {
         self
     }
 
+    /// Has another program start it, which gets these arguments before it.
+    pub fn under(mut self, program: impl Into<PathBuf>, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Launch {
+        let program = std::mem::replace(&mut self.program, program.into());
+        let own = std::mem::take(&mut self.args);
+        self.args(args).arg(program).args(own)
+    }
+
     /// Starts it.
     #[must_use]
     #[track_caller]

@@ -5,6 +5,7 @@
 //! - [`ZkCli`]: a session of the stock `zkCli.sh`: a person who plays a role by hand.
 //! - [`Hosts`]: machines of their own (network namespaces) whose link can be cut silently.
 //! - [`Fake`]: a server that behaves badly, or just well enough to count what a client does.
+//! - [`trace`]: a thread that stands still, a process that does not die.
 //! - [`txnlog`]: what a server committed, and under which session, read from its disk: evidence that no client can forge.
 //! - [`wait_for`]: the only way to wait. Nothing here sleeps: a wait asks again until what it wants to see is there.
 //!
@@ -23,6 +24,7 @@ pub mod netns;
 pub mod port;
 mod process;
 pub mod server;
+pub mod trace;
 pub mod txnlog;
 pub mod wait;
 

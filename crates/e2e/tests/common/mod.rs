@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use e2e::{Daemon, Server, daemon::Launch, wait_for};
+use e2e::{Daemon, Server, Txn, TxnKind, daemon::Launch, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use zk_session::{Config, Error, Kind, Session};
@@ -279,6 +279,13 @@ impl Tree {
         });
     }
 
+    /// The session that made an ephemeral which is there.
+    #[track_caller]
+    pub(crate) fn owner(&self, path: &str) -> i64 {
+        let stat = self.stat(path).unwrap_or_else(|| panic!("no {path}: {}", self.picture()));
+        stat.owner.expect("an ephemeral").0
+    }
+
     /// What a panic shows of the tree.
     #[track_caller]
     pub(crate) fn picture(&self) -> String {
@@ -335,6 +342,66 @@ impl Bench {
     }
 }
 
+/// A line of [`Bench::alive`].
+#[derive(Debug)]
+pub(crate) struct Sign {
+    pub(crate) attempt: u32,
+    pub(crate) fence: i64,
+    /// By the clock of this machine, which is also that of its ZooKeeper servers.
+    pub(crate) time_ms: i64,
+    /// Which of the task's processes.
+    pub(crate) who: String,
+    pub(crate) pid: u32,
+}
+
+impl Bench {
+    /// A command that appends signs of life to a file all the time, until a gate is opened.
+    pub(crate) fn alive(&self, name: &str, gate: &str, who: &str) -> String {
+        let (file, gate, dir) = (self.path(name), self.path(gate), self.dir.path().display());
+        let line = format!(r#"echo "$ZK_TASK_ATTEMPT $ZK_TASK_FENCE $(date +%s%3N) {who} $$""#);
+        format!("until [ -e {} ] || ! [ -d {dir} ]; do {line} >> {}; sleep 0.02; done", gate.display(), file.display())
+    }
+
+    /// All signs of life in a file.
+    pub(crate) fn signs(&self, name: &str) -> Vec<Sign> {
+        let sign = |line: &String| {
+            let [attempt, fence, time_ms, who, pid] = line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+            let (attempt, fence) = (attempt.parse().ok()?, fence.parse().ok()?);
+            Some(Sign { attempt, fence, time_ms: time_ms.parse().ok()?, who: who.to_owned(), pid: pid.parse().ok()? })
+        };
+        // The last line may be on its way.
+        self.lines(name).iter().filter_map(sign).collect()
+    }
+
+    /// Waits until this attempt gives a sign of life, and returns the first.
+    #[track_caller]
+    pub(crate) fn wait_sign(&self, name: &str, attempt: u32) -> Sign {
+        wait_for(&format!("a sign of life of attempt {attempt} in {name}"), || {
+            let first = self.signs(name).into_iter().find(|sign| sign.attempt == attempt);
+            first.ok_or_else(|| format!("{:?}, {}", self.lines(name).last(), self.tree.picture()))
+        })
+    }
+}
+
+/// That no attempt gave a sign of life any more once the next one had begun, and when the last sign of an attempt was.
+#[track_caller]
+pub(crate) fn last_sign(signs: &[Sign], attempt: u32) -> i64 {
+    let fences: Vec<i64> = signs.iter().map(|sign| sign.fence).collect();
+    assert!(fences.is_sorted(), "an earlier attempt ran beside a later one: {signs:?}");
+    signs.iter().filter(|sign| sign.attempt == attempt).map(|sign| sign.time_ms).max().expect("it lived")
+}
+
+/// The end of a session in a server's log, if it has ended.
+pub(crate) fn end_of(server: &Server, session: i64) -> Option<Txn> {
+    server.transactions().into_iter().find(|txn| txn.session == session && txn.kind == TxnKind::CloseSession)
+}
+
+/// Waits for it.
+#[track_caller]
+pub(crate) fn wait_end_of(server: &Server, session: i64) -> Txn {
+    wait_for(&format!("session {session:#x} to end"), || end_of(server, session).ok_or_else(|| "it lives".to_owned()))
+}
+
 /// That no attempt ticked any more once the next one had begun. The file was appended to, so the order of its lines is the
 /// order of what happened, whatever the clocks said.
 #[track_caller]
@@ -349,14 +416,23 @@ pub(crate) fn check_no_overlap(ticks: &[String]) {
 }
 
 /// The process that works: what a test starts is its guard.
+#[track_caller]
 pub(crate) fn inner(daemon: &Daemon) -> Pid {
-    let own = daemon.pid();
-    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-    let child =
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid| program(*pid) == program(own));
-    let child: u32 = child.unwrap_or_else(|| panic!("no guarded process: {children:?}"));
+    let found = inner_of(daemon.pid());
+    let child = found.unwrap_or_else(|| panic!("no guarded process: {:?}", children(daemon.pid())));
     Pid::from_raw(child.cast_signed()).expect("a process has a number")
+}
+
+/// The process below a guard, if it runs.
+pub(crate) fn inner_of(guard: u32) -> Option<u32> {
+    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    children(guard).into_iter().find(|pid| program(*pid) == program(guard))
+}
+
+/// The children that a process has started from its main thread or got as an orphan's new parent, dead ones included.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// SIGKILL for the process that works; its guard stays.
