@@ -2,8 +2,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs,
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::{
     Host,
@@ -32,6 +33,7 @@ pub struct Daemon {
 }
 
 /// A program that is about to be started.
+#[derive(Clone, Debug)]
 #[must_use = "nothing runs before start()"]
 pub struct Launch {
     program: PathBuf,
@@ -140,6 +142,20 @@ impl Daemon {
         self.process.pid()
     }
 
+    /// The process that works below a daemon's guard, which is what a test starts; nothing while the guard waits to start it
+    /// again.
+    #[must_use]
+    pub fn guarded(&self) -> Option<Pid> {
+        let own = self.pid();
+        let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let mut children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        // The guard has other children too: what dead tasks have left to it.
+        let child: u32 =
+            children.find(|pid| program(*pid).is_some_and(|program_of| Some(program_of) == program(own)))?;
+        Pid::from_raw(child.cast_signed())
+    }
+
     /// What it has printed on stdout so far.
     #[must_use]
     pub fn stdout(&self) -> String {
@@ -227,10 +243,11 @@ impl Drop for Daemon {
     }
 }
 
-/// Where cargo puts a program of this workspace: beside the directory of the test's own program.
-fn binary(name: &str) -> PathBuf {
+/// Where cargo puts a program of this workspace: beside the other programs, and in the parent of the tests' directory.
+pub(crate) fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a process knows its program");
-    let target = own.parent().and_then(Path::parent).expect("a test is at target/debug/deps/");
+    let dir = own.parent().expect("a program is in a directory");
+    let target = if dir.ends_with("deps") { dir.parent().expect("cargo puts deps/ into the target") } else { dir };
     target.join(name)
 }
 

@@ -25,6 +25,7 @@ pub mod port;
 mod process;
 pub mod server;
 pub mod trace;
+pub mod tree;
 pub mod txnlog;
 pub mod wait;
 
@@ -35,6 +36,7 @@ pub use netns::{Host, Hosts};
 pub use port::Port;
 pub use rustix::process::Signal;
 pub use server::{Ensemble, Server, Setup};
+pub use tree::Tree;
 pub use txnlog::{Txn, TxnKind};
 pub use wait::{stays, wait_for, wait_within};
 

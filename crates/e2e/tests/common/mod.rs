@@ -5,15 +5,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use e2e::{Daemon, Server, Txn, TxnKind, daemon::Launch, wait_for};
+use e2e::{Daemon, Server, Tree, Txn, TxnKind, daemon::Launch, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use zk_session::{Config, Error, Kind, Session};
-use znode_paths::{Status, Task, TaskMeta, TaskName, paths};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -35,7 +32,7 @@ impl Bench {
     #[track_caller]
     pub(crate) fn at(zk: String) -> Bench {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        Bench { tree: Tree::of(&zk), zk, dir }
+        Bench { tree: Tree::of(&zk, None), zk, dir }
     }
 
     /// A master with a session timeout that outlasts a busy machine.
@@ -97,209 +94,6 @@ impl Bench {
 
 pub(crate) fn lines(path: &Path) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
-}
-
-/// A look at the tree, on a session of its own that is opened again when it was lost.
-pub(crate) struct Tree {
-    config: Config,
-    session: Mutex<Option<Session>>,
-}
-
-impl Tree {
-    fn of(zk: &str) -> Tree {
-        let connect = zk.parse().expect("the harness makes good connect strings");
-        let config = Config { connect, timeout: Duration::from_secs(30), digest: None, witness: None };
-        Tree { config, session: Mutex::default() }
-    }
-
-    /// Asks for what nothing should stand in the way of.
-    #[track_caller]
-    fn get<T>(&self, question: impl Fn(&Session) -> Result<T, Error>) -> T {
-        self.ask(question).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// Asks until there is an answer. Only what may be done twice is to be asked while a server goes down.
-    #[track_caller]
-    pub(crate) fn ask<T>(&self, question: impl Fn(&Session) -> Result<T, Error>) -> Result<T, Error> {
-        wait_for("an answer of ZooKeeper", || {
-            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-            if session.as_ref().is_none_or(|session| session.over().is_some()) {
-                let ignored: zk_session::Notify = Arc::new(|_| {});
-                *session = Some(Session::open(&self.config, 1, &ignored).map_err(|error| error.to_string())?);
-            }
-            match question(session.as_ref().expect("it was opened above")) {
-                Err(Error::Lost(reason)) => Err(reason.to_string()),
-                answer => Ok(answer),
-            }
-        })
-    }
-
-    #[track_caller]
-    pub(crate) fn data(&self, path: &str) -> Option<Vec<u8>> {
-        self.get(|session| session.read(path, false)).map(|(data, _)| data)
-    }
-
-    #[track_caller]
-    pub(crate) fn text(&self, path: &str) -> Option<String> {
-        self.data(path).map(|data| String::from_utf8_lossy(&data).into_owned())
-    }
-
-    #[track_caller]
-    pub(crate) fn stat(&self, path: &str) -> Option<zk_session::Stat> {
-        self.get(|session| session.stat(path, false))
-    }
-
-    /// Sorted; none where there is no such znode.
-    #[track_caller]
-    pub(crate) fn children(&self, path: &str) -> Vec<String> {
-        let mut children = self.get(|session| session.children(path, false)).unwrap_or_default();
-        children.sort();
-        children
-    }
-
-    /// Makes the chroot and persistent znodes, with their parents.
-    #[track_caller]
-    pub(crate) fn make(&self, znodes: &[&str]) {
-        self.get(|session| session.ensure("/"));
-        for path in znodes {
-            self.get(|session| session.ensure(path));
-        }
-    }
-
-    #[track_caller]
-    pub(crate) fn create(&self, path: &str, data: impl AsRef<[u8]>) {
-        self.get(|session| session.create(path, data.as_ref(), Kind::Persistent));
-    }
-
-    #[track_caller]
-    pub(crate) fn create_ephemeral(&self, path: &str, data: impl AsRef<[u8]>) {
-        self.get(|session| session.create(path, data.as_ref(), Kind::Ephemeral));
-    }
-
-    /// Deletes a znode if it is there.
-    #[track_caller]
-    pub(crate) fn delete(&self, path: &str) {
-        match self.ask(|session| session.delete(path, None)) {
-            Ok(()) | Err(Error::NoNode(_)) => {}
-            Err(error) => panic!("cannot delete {path}: {error}"),
-        }
-    }
-
-    /// Deletes a znode and all below it, as `deleteall` does, while others may make new ones there.
-    #[track_caller]
-    pub(crate) fn delete_all(&self, path: &str) {
-        loop {
-            for child in self.children(path) {
-                self.delete_all(&format!("{path}/{child}"));
-            }
-            match self.ask(|session| session.delete(path, None)) {
-                Ok(()) | Err(Error::NoNode(_)) => return,
-                Err(Error::NotEmpty(_)) => {}
-                Err(error) => panic!("cannot delete {path}: {error}"),
-            }
-        }
-    }
-
-    /// Creates a task with this very data; waits for `/tasks`.
-    #[track_caller]
-    pub(crate) fn submit_data(&self, data: &[u8]) -> TaskName {
-        let path = wait_for("/tasks", || {
-            let created = self.ask(|session| session.create(paths::NEW_TASK, data, Kind::Sequential));
-            created.map_err(|error| error.to_string())
-        });
-        path.trim_start_matches("/tasks/").parse().expect("ZooKeeper makes names of tasks")
-    }
-
-    /// A task made by hand.
-    #[track_caller]
-    pub(crate) fn submit(&self, command: &str) -> TaskName {
-        self.submit_data(command.as_bytes())
-    }
-
-    /// A task as our client makes it.
-    #[track_caller]
-    pub(crate) fn submit_with(&self, command: &str, change: impl FnOnce(&mut TaskMeta)) -> TaskName {
-        let mut meta = TaskMeta::new(format!("{:016x}", fastrand::u64(..)));
-        change(&mut meta);
-        self.submit_data(&Task { command: command.to_owned(), meta: Some(meta) }.encode())
-    }
-
-    /// The word of a status, exactly as it is there.
-    #[track_caller]
-    pub(crate) fn status(&self, task: TaskName) -> Option<String> {
-        self.text(&paths::status(&task))
-    }
-
-    #[track_caller]
-    pub(crate) fn wait_status(&self, task: TaskName) -> Status {
-        wait_for(&format!("the status of {task}"), || {
-            self.data(&paths::status(&task)).map(|data| Status::decode(&data)).ok_or_else(|| self.picture())
-        })
-    }
-
-    /// Waits for the status, which must be this word.
-    #[track_caller]
-    pub(crate) fn expect(&self, task: TaskName, word: &str) -> Status {
-        let status = self.wait_status(task);
-        assert_eq!(status.outcome.word(), word, "{task}: {:?}", self.status(task));
-        status
-    }
-
-    /// Waits until all have a status, and counts those that are `done`.
-    #[track_caller]
-    pub(crate) fn wait_all(&self, tasks: &[TaskName]) -> usize {
-        tasks.iter().filter(|task| self.wait_status(**task).outcome.word() == "done").count()
-    }
-
-    /// Waits until nothing is assigned to anybody.
-    #[track_caller]
-    pub(crate) fn wait_nothing_assigned(&self) {
-        wait_for("all assignments to be gone", || {
-            let assigned: Vec<String> = self.assigned();
-            if assigned.is_empty() { Ok(()) } else { Err(format!("{assigned:?}")) }
-        });
-    }
-
-    /// `worker/task`, for all that is assigned.
-    #[track_caller]
-    pub(crate) fn assigned(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        for worker in self.children(paths::ASSIGN) {
-            all.extend(self.children(&format!("/assign/{worker}")).iter().map(|task| format!("{worker}/{task}")));
-        }
-        all
-    }
-
-    /// Waits until a worker has a desk and is registered.
-    #[track_caller]
-    pub(crate) fn wait_worker(&self, name: &str) {
-        wait_for(&format!("{name} to register"), || {
-            let there = self.stat(&format!("/workers/{name}")).and(self.stat(&format!("/assign/{name}")));
-            there.map(drop).ok_or_else(|| self.picture())
-        });
-    }
-
-    /// The session that made an ephemeral which is there.
-    #[track_caller]
-    pub(crate) fn owner(&self, path: &str) -> i64 {
-        let stat = self.stat(path).unwrap_or_else(|| panic!("no {path}: {}", self.picture()));
-        stat.owner.expect("an ephemeral").0
-    }
-
-    /// What a panic shows of the tree.
-    #[track_caller]
-    pub(crate) fn picture(&self) -> String {
-        let unfinished = |name: &&String| self.stat(&format!("/tasks/{name}/status")).is_none();
-        let tasks = self.children(paths::TASKS);
-        let unfinished: Vec<String> = tasks.iter().filter(unfinished).take(10).cloned().collect();
-        format!(
-            "master {:?}, workers {:?}, assigned {:?}, {} tasks, unfinished: {unfinished:?}",
-            self.text(paths::MASTER),
-            self.children(paths::WORKERS),
-            self.assigned(),
-            tasks.len(),
-        )
-    }
 }
 
 /// That they run and never panicked.
@@ -418,9 +212,7 @@ pub(crate) fn check_no_overlap(ticks: &[String]) {
 /// The process that works: what a test starts is its guard.
 #[track_caller]
 pub(crate) fn inner(daemon: &Daemon) -> Pid {
-    let found = inner_of(daemon.pid());
-    let child = found.unwrap_or_else(|| panic!("no guarded process: {:?}", children(daemon.pid())));
-    Pid::from_raw(child.cast_signed()).expect("a process has a number")
+    daemon.guarded().expect("the guarded process runs")
 }
 
 /// The process below a guard, if it runs.
