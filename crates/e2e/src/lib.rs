@@ -7,6 +7,7 @@
 //! - [`Fake`]: a server that behaves badly, or just well enough to count what a client does.
 //! - [`trace`]: a thread that stands still, a process that does not die.
 //! - [`txnlog`]: what a server committed, and under which session, read from its disk: evidence that no client can forge.
+//! - [`Cluster`]: three servers, masters and workers with tasks that leave [`evidence`], judged by what really happened.
 //! - [`wait_for`]: the only way to wait. Nothing here sleeps: a wait asks again until what it wants to see is there.
 //!
 //! Every process, directory and namespace made here is gone when the value that stands for it is dropped, and also when the
@@ -16,7 +17,9 @@
 //! What goes wrong in the harness itself is a panic with a sentence: there is nothing a test could do about it.
 
 pub mod cli;
+pub mod cluster;
 pub mod daemon;
+pub mod evidence;
 pub mod fake;
 mod janitor;
 mod jute;
@@ -30,6 +33,7 @@ pub mod txnlog;
 pub mod wait;
 
 pub use cli::ZkCli;
+pub use cluster::Cluster;
 pub use daemon::Daemon;
 pub use fake::{Act, Fake};
 pub use netns::{Host, Hosts};

@@ -44,7 +44,7 @@ pub fn stays(what: &str, duration: Duration, mut check: impl FnMut() -> Result<(
 }
 
 /// Lets [`POLL`] pass: nobody ever sends.
-fn pause() {
+pub(crate) fn pause() {
     let (_sender, nothing) = mpsc::channel::<()>();
     nothing.recv_timeout(POLL).ok();
 }
