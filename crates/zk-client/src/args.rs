@@ -72,6 +72,12 @@ enum Command {
         #[arg(value_name = "TASK")]
         task: TaskName,
     },
+    /// Say in one sentence why a task is in its state, from the tree alone
+    Why {
+        /// Which
+        #[arg(value_name = "TASK")]
+        task: TaskName,
+    },
     /// List the workers
     Workers,
     /// Show the cluster: masters, workers, tasks by state
@@ -175,6 +181,7 @@ impl Args {
             Command::Wait { tasks } => Job::Wait(tasks.into_iter().collect()),
             Command::List { state } => Job::List(state),
             Command::Show { task } => Job::Show(task),
+            Command::Why { task } => Job::Why(task),
             Command::Workers => Job::Workers,
             Command::Status => Job::Status,
         };

@@ -26,6 +26,7 @@ mod run;
 pub mod state;
 pub mod submit;
 mod wait;
+pub mod why;
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _};
@@ -39,7 +40,7 @@ pub use error::{Error, Failure};
 pub use submit::Order;
 
 use connection::{Connection, Patience};
-use report::{Submitted, TaskDetail, TaskLine};
+use report::{Explanation, Submitted, TaskDetail, TaskLine};
 use wait::{News, Waiting};
 
 /// What a client needs to know.
@@ -68,6 +69,8 @@ pub enum Job {
     List(Vec<String>),
     /// Show a task.
     Show(TaskName),
+    /// Say why a task is in its state.
+    Why(TaskName),
     /// List the workers.
     Workers,
     /// Show the cluster.
@@ -99,6 +102,7 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         Job::Wait(tasks) => (TRIED_TO_WAIT, wait_for(&mut connection, tasks, json)),
         Job::List(states) => ("list the tasks", list(&mut connection, &states, json)),
         Job::Show(task) => ("show the task", show(&mut connection, task, json)),
+        Job::Why(task) => ("explain the task", explain(&mut connection, task, json)),
         Job::Workers => ("list the workers", workers(&mut connection, json)),
         Job::Status => ("show the cluster", status(&mut connection, json)),
     };
@@ -165,6 +169,13 @@ fn show(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8, E
     let (crew, details) = connection.ask(Patience::Bounded, read)?;
     let detail = TaskDetail::new(&details.ok_or(Error::NoTask(vec![task]))?, &crew);
     output::results(json, &[detail], |details| details.iter().flat_map(render::show).collect())?;
+    Ok(exit::DONE)
+}
+
+fn explain(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8, Error> {
+    let facts = connection.ask(Patience::Bounded, |session| look::facts(session, task))?;
+    let cause = facts.and_then(|facts| why::why(task, facts)).ok_or(Error::NoTask(vec![task]))?;
+    output::results(json, &[Explanation::new(task, &cause)], |all| all.iter().map(render::explanation).collect())?;
     Ok(exit::DONE)
 }
 

@@ -5,14 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use zk_master::view::{Desk, Known};
 use zk_session::{Error, Session, Stat, in_parallel};
 use znode_paths::paths::{self, TaskChild, task_child};
 use znode_paths::{
     Assignment, Attempt, Drain, Instance, Live, LiveName, Outcome, Role, Status, Task, TaskName, Worker, WorkerName,
+    decode_epoch,
 };
 
 use crate::state::Crew;
+use crate::why::{Facts, Primary, Tree};
 
 /// A task, and its status if it has one.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub(crate) struct TaskDetails {
 pub(crate) struct Masters {
     /// What `/master` holds.
     pub(crate) primary: Option<String>,
+    /// It is held by one of ours.
+    pub(crate) ours: bool,
     /// The addresses of all others, sorted.
     pub(crate) standby: Vec<String>,
 }
@@ -124,30 +130,45 @@ pub(crate) fn crew(session: &Session) -> Result<Crew, Error> {
     for (task, worker, assignment) in assignments {
         assigned.entry(task).or_default().push((worker, assignment));
     }
-    let registered: BTreeSet<WorkerName> = names(session, paths::WORKERS)?;
-    let workers = each(&registered, |worker| {
+    Ok(Crew { workers: registered(session)?, drained, assigned })
+}
+
+/// Reads who is registered.
+fn registered(session: &Session) -> Result<BTreeMap<WorkerName, Worker>, Error> {
+    let names: BTreeSet<WorkerName> = names(session, paths::WORKERS)?;
+    let workers = each(&names, |worker| {
         let Some((data, _)) = session.read(&paths::worker(worker), false)? else { return Ok(None) };
         let decoded = Worker::decode(&data);
         let decoded = decoded.inspect_err(|error| log::warn!("ignored path={}: {error}", paths::worker(worker)));
         Ok(decoded.ok().map(|registered| (worker.clone(), registered)))
     })?;
-    Ok(Crew { workers: workers.into_iter().collect(), drained, assigned })
+    Ok(workers.into_iter().collect())
 }
 
-/// Reads who is the primary and who stands by. The primary's own nodes below `/live` are known by their instance, for two
-/// masters may have been started with the same address.
-pub(crate) fn masters(session: &Session) -> Result<Masters, Error> {
+/// Reads what is below `/live`.
+fn live(session: &Session) -> Result<Vec<(LiveName, Live, Stat)>, Error> {
     let names: BTreeSet<LiveName> = names(session, paths::LIVE)?;
-    let nodes = each(&names, |name| {
-        let Some((data, stat)) = session.read(&paths::live(name), false)? else { return Ok(None) };
-        let node = Live::decode(&data);
-        let master = node.meta.is_some_and(|meta| meta.role == Role::Master);
-        Ok(master.then_some((name.instance, stat.owner, node.address)))
-    })?;
+    each(&names, |name| {
+        let read = session.read(&paths::live(name), false)?;
+        Ok(read.map(|(data, stat)| (*name, Live::decode(&data), stat)))
+    })
+}
+
+/// Reads who is the primary and who stands by.
+pub(crate) fn masters(session: &Session) -> Result<Masters, Error> {
+    let live = live(session)?;
+    masters_among(session, &live)
+}
+
+/// The primary's own nodes below `/live` are known by their instance, for two masters may have been started with the same
+/// address.
+fn masters_among(session: &Session, live: &[(LiveName, Live, Stat)]) -> Result<Masters, Error> {
+    let masters = live.iter().filter(|(_, node, _)| node.meta.as_ref().is_some_and(|meta| meta.role == Role::Master));
+    let masters: Vec<_> = masters.map(|(name, node, stat)| (name.instance, stat.owner, node.address.clone())).collect();
     let held = session.read(paths::MASTER, false)?;
     let owner = held.as_ref().and_then(|(_, stat)| stat.owner);
-    let reigning: Option<Instance> = nodes.iter().find(|node| owner.is_some() && node.1 == owner).map(|node| node.0);
-    let others: BTreeMap<Instance, String> = nodes
+    let reigning: Option<Instance> = masters.iter().find(|node| owner.is_some() && node.1 == owner).map(|node| node.0);
+    let others: BTreeMap<Instance, String> = masters
         .into_iter()
         .filter(|(instance, ..)| Some(*instance) != reigning)
         .map(|(instance, _, address)| (instance, address))
@@ -155,7 +176,78 @@ pub(crate) fn masters(session: &Session) -> Result<Masters, Error> {
     let mut standby: Vec<String> = others.into_values().collect();
     standby.sort_unstable();
     let primary = held.map(|(data, _)| String::from_utf8_lossy(&data).into_owned());
-    Ok(Masters { primary, standby })
+    Ok(Masters { primary, ours: reigning.is_some(), standby })
+}
+
+/// Reads what explains a task; `None` when it is not there.
+pub(crate) fn facts(session: &Session, name: TaskName) -> Result<Option<Facts>, Error> {
+    if let Some((data, stat)) = session.read(&paths::status(&name), false)? {
+        return Ok(Some(Facts::Ended {
+            status: Status::decode(&data).into(),
+            since: since(stat.ctime_ms, now_ms(&[])),
+        }));
+    }
+    if session.stat(&paths::task(&name), false)?.is_none() {
+        return Ok(None);
+    }
+    let mut tree = Tree::default();
+    let view = &mut tree.view;
+    let desks: BTreeSet<WorkerName> = names(session, paths::ASSIGN)?;
+    for worker in desks {
+        let path = paths::assignments(&worker);
+        let Some((data, stat)) = session.read(&path, false)? else { continue };
+        let tasks: BTreeSet<TaskName> = names(session, &path)?;
+        let assignments = each(&tasks, |task| {
+            let read = session.read(&paths::assignment(&worker, task), false)?;
+            Ok(read.map(|(data, stat)| (*task, Assignment::decode(&data), stat)))
+        })?;
+        let (drain, closed) = (Drain::decode(&data).drain, stat.owner.is_some());
+        let mut desk = Desk { drain, closed, ..Desk::default() };
+        for (task, assignment, stat) in assignments {
+            tree.made.insert((worker.clone(), task), (stat.czxid, stat.ctime_ms));
+            desk.tasks.insert(task, assignment);
+        }
+        view.assign.insert(worker, desk);
+    }
+    // The queue counts only for a task that nobody has.
+    let colleagues = view.assign.values().filter(|desk| desk.tasks.contains_key(&name));
+    let mut tasks: BTreeSet<TaskName> = colleagues.flat_map(|desk| desk.tasks.keys().copied()).collect();
+    if tasks.is_empty() {
+        tasks = names(session, paths::TASKS)?;
+    }
+    let known = each(&tasks, |task| match zk_master::read_task(session, *task, None, false) {
+        // Nobody is held up by what is not for us, or is no task.
+        Err(Error::NotAllowed(_) | Error::Refused { .. }) if *task != name => Ok(None),
+        known => Ok(known?.map(|known| (*task, known))),
+    })?;
+    view.tasks = known.into_iter().collect();
+    view.workers = registered(session)?;
+    let live = live(session)?;
+    view.live = live.iter().map(|(name, ..)| name.instance).collect();
+    view.now_ms = now_ms(&live);
+    view.fence = session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data)).unwrap_or_default();
+    tree.primary = match masters_among(session, &live)? {
+        Masters { primary: None, .. } => Primary::None,
+        Masters { primary: Some(address), ours: false, .. } => Primary::ByHand(address),
+        Masters { ours: true, .. } => Primary::Daemon,
+    };
+    match tree.view.tasks.get(&name).map(Known::open) {
+        None => Ok(None),
+        // It ended meanwhile.
+        Some(None) => facts(session, name),
+        Some(Some(_)) => Ok(Some(Facts::Open(Box::new(tree)))),
+    }
+}
+
+/// The servers' clock: ours, unless the newest heartbeat says that ours is behind.
+fn now_ms(live: &[(LiveName, Live, Stat)]) -> i64 {
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let heartbeats = live.iter().map(|(.., stat)| stat.mtime_ms);
+    heartbeats.chain([i64::try_from(ours).unwrap_or(i64::MAX)]).max().unwrap_or_default()
+}
+
+fn since(then_ms: i64, now_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now_ms - then_ms).unwrap_or(0))
 }
 
 /// Looks for the tasks with this submit id. Returns the lowest, which is the one that counts.

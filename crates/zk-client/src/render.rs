@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 use znode_paths::Tail;
 
-use crate::report::{ClusterStatus, TaskDetail, TaskLine, WorkerLine};
+use crate::report::{ClusterStatus, Explanation, TaskDetail, TaskLine, WorkerLine};
 
 /// The text on one line, without anything that a terminal would act upon. Quotes and backslashes stay as they are.
 pub(crate) fn escape(text: &str) -> String {
@@ -80,6 +80,11 @@ pub(crate) fn list(lines: &[TaskLine], now: SystemTime, width: Option<usize>) ->
 /// `wait`: task, state and exit code, separated by tabs.
 pub(crate) fn ended(line: &TaskLine) -> String {
     format!("{}\t{}\t{}", line.task, escape(&line.state), exit(line))
+}
+
+/// `why`: a sentence.
+pub(crate) fn explanation(explanation: &Explanation) -> String {
+    escape(&format!("{} is {}: {}", explanation.task, explanation.state, explanation.why))
 }
 
 /// The command's code, or 128 and the signal that ended it.
@@ -229,7 +234,7 @@ fn since(now: SystemTime, ms: i64) -> Duration {
 }
 
 /// An age in its two largest units.
-fn age(age: Duration) -> String {
+pub(crate) fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match () {

@@ -11,6 +11,7 @@ use znode_paths::{AttemptKind, Instance, Outcome, Tail, TaskMeta, TaskName, Work
 
 use crate::look::{Masters, TaskDetails, TaskSeen};
 use crate::state::{Crew, State, state};
+use crate::why::Cause;
 
 /// `submit --json`.
 #[derive(Debug, Serialize)]
@@ -118,6 +119,19 @@ pub struct AttemptLine {
     pub reason: String,
     /// When that was recorded, by ZooKeeper's clock.
     pub recorded_ms: i64,
+}
+
+/// Why a task is in its state: `why --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// The task's name.
+    pub task: TaskName,
+    /// As in `list --json`.
+    pub state: String,
+    /// The cause in a word.
+    pub cause: &'static str,
+    /// The cause in a sentence, for people.
+    pub why: String,
 }
 
 /// A worker: `workers --json`, one object a line.
@@ -245,6 +259,12 @@ impl TaskDetail {
     }
 }
 
+impl Explanation {
+    pub(crate) fn new(task: TaskName, cause: &Cause) -> Self {
+        Explanation { task, state: cause.state().to_owned(), cause: cause.word(), why: cause.to_string() }
+    }
+}
+
 /// The workers that are there, by name.
 pub(crate) fn workers(crew: &Crew) -> Vec<WorkerLine> {
     let line = |(name, worker): (&WorkerName, &znode_paths::Worker)| WorkerLine {
@@ -353,14 +373,14 @@ mod tests {
 
     #[test]
     fn the_cluster_is_one_line() {
-        let masters = Masters { primary: Some("m1:2223".into()), standby: vec!["m2:2223".into()] };
+        let masters = Masters { primary: Some("m1:2223".into()), ours: true, standby: vec!["m2:2223".into()] };
         let outcomes = ["done", "done", "erledigt"].map(|word| Some(Outcome::of(word)));
         let outcomes: Vec<_> = outcomes.into_iter().chain([None]).map(|o| (TaskName::from_number(0), 1, o)).collect();
         check_json(
             &cluster(masters, &Crew::default(), &outcomes),
             r#"{"master":"m1:2223","standby":["m2:2223"],"workers":0,"tasks":{"pending":1,"assigned":0,"running":0,"done":2,"failed":0,"timeout":0,"cancelled":0,"lost":0,"other":1}}"#,
         );
-        let none = cluster(Masters { primary: None, standby: Vec::new() }, &Crew::default(), &[]);
+        let none = cluster(Masters { primary: None, ours: false, standby: Vec::new() }, &Crew::default(), &[]);
         check_json(
             &none,
             r#"{"master":null,"standby":[],"workers":0,"tasks":{"pending":0,"assigned":0,"running":0,"done":0,"failed":0,"timeout":0,"cancelled":0,"lost":0}}"#,

@@ -101,6 +101,7 @@ fn not_reached(zk: &str, says: &[&str]) {
         &["wait", task],
         &["list"],
         &["show", task],
+        &["why", task],
         &["workers"],
         &["status"],
         &["status", "--json"],

@@ -1,102 +1,14 @@
 //! The client against a real ZooKeeper, in which the test plays all other roles by hand.
 
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e::daemon::Launch;
 use e2e::{Daemon, Ensemble, Server, Signal, stays, wait_for};
 use zk_session::{Config, Kind, Session};
 
-const CLIENT: &str = env!("CARGO_BIN_EXE_zk-client");
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// A tree of its own, and a session to play in it.
-struct Tree {
-    zk: String,
-    session: Session,
-}
-
-impl Tree {
-    /// An empty tree: no master has been there.
-    fn empty(name: &str) -> Tree {
-        Tree::at(&Server::shared().chroot(name))
-    }
-
-    /// A tree that a master has set up.
-    fn new(name: &str) -> Tree {
-        let tree = Tree::empty(name);
-        tree.set_up();
-        tree
-    }
-
-    fn at(zk: &str) -> Tree {
-        let config =
-            Config { connect: zk.parse().unwrap(), timeout: Duration::from_secs(10), digest: None, witness: None };
-        let session = Session::open(&config, 1, &(Arc::new(|_| ()) as _)).unwrap();
-        session.ensure("/").unwrap();
-        Tree { zk: zk.to_owned(), session }
-    }
-
-    fn set_up(&self) {
-        for parent in ["/workers", "/tasks", "/assign"] {
-            self.session.ensure(parent).unwrap();
-        }
-    }
-
-    #[track_caller]
-    fn create(&self, path: &str, data: impl AsRef<[u8]>) -> String {
-        self.session.create(path, data.as_ref(), Kind::Persistent).unwrap()
-    }
-
-    /// A task, and its name.
-    #[track_caller]
-    fn task(&self, data: impl AsRef<[u8]>) -> String {
-        let path = self.session.create("/tasks/task-", data.as_ref(), Kind::Sequential).unwrap();
-        path.strip_prefix("/tasks/").unwrap().to_owned()
-    }
-
-    #[track_caller]
-    fn finish(&self, task: &str, status: impl AsRef<[u8]>) {
-        self.create(&format!("/tasks/{task}/status"), status);
-    }
-
-    #[track_caller]
-    fn data(&self, path: &str) -> Vec<u8> {
-        self.session.read(path, false).unwrap().unwrap().0
-    }
-
-    fn tasks(&self) -> Vec<String> {
-        let mut tasks = self.session.children("/tasks", false).unwrap().unwrap_or_default();
-        tasks.sort();
-        tasks
-    }
-
-    fn client(&self, args: &[&str]) -> Launch {
-        Daemon::program(CLIENT).env("ZK_CONNECT", &self.zk).args(args)
-    }
-
-    /// Runs it to its end: exit code, stdout, stderr.
-    #[track_caller]
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
-        ended(&self.client(args).start())
-    }
-
-    /// Its stdout; it exits with this code and says nothing.
-    #[track_caller]
-    fn prints(&self, args: &[&str], code: i32) -> String {
-        let (exited, stdout, stderr) = self.run(args);
-        assert_eq!((exited, stderr.as_str()), (code, ""), "{args:?}: {stdout}");
-        stdout
-    }
-}
-
-#[track_caller]
-fn ended(client: &Daemon) -> (i32, String, String) {
-    let status = client.wait_exit(LIMIT);
-    (status.code().expect("it is not killed"), client.stdout(), client.stderr())
-}
+use common::{CLIENT, LIMIT, Tree, ended};
 
 // --- submit
 
