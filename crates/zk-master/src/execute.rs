@@ -1,7 +1,7 @@
 //! Carries out a [`Plan`]: no decisions live here.
 
 use zk_session::{Error, Kind, Session, in_parallel};
-use znode_paths::{Assignment, paths};
+use znode_paths::{Assignment, Task, paths};
 
 use crate::plan::{Chain, Plan, Step};
 use crate::reading::Reading;
@@ -71,12 +71,15 @@ fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
     }
 }
 
-/// Deletes a znode with all that is below it.
+/// Deletes a task with all that is below it. It is marked first: a master that dies before the end leaves a task without
+/// a status, and that must not be run again.
 fn remove(session: &Session, path: &str) -> Result<(), Error> {
-    for child in session.children(path, false)?.unwrap_or_default() {
-        remove(session, &format!("{path}/{child}"))?;
+    let Some((data, stat)) = session.read(path, false)? else { return Ok(()) };
+    let mark = Task::removed(&data).encode();
+    if data != mark {
+        session.write(path, &mark, Some(stat.version))?;
     }
-    gone(session.delete(path, None))
+    session.delete_all(path)
 }
 
 fn already(result: Result<(), Error>) -> Result<(), Error> {

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use zk_session::{Change, Error, Session, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
-use znode_paths::{Assignment, Attempt, Drain, LiveName, Status, Task, TaskName, Worker, WorkerName};
+use znode_paths::{
+    Assignment, Attempt, DecodeError, Drain, LiveName, Outcome, Status, Task, TaskName, Worker, WorkerName,
+};
 
 use crate::plan::{Plan, Step};
 use crate::view::{Desk, Known, Open, Stage, View};
@@ -40,7 +42,10 @@ pub(crate) struct Stale {
     desks: BTreeSet<WorkerName>,
     assignments: BTreeSet<(WorkerName, TaskName)>,
     tasks: bool,
+    /// What is below them.
     task: BTreeSet<TaskName>,
+    /// All of them.
+    rewritten: BTreeSet<TaskName>,
 }
 
 impl Reading {
@@ -95,15 +100,15 @@ impl Reading {
                 stale.assignments.insert((worker, task));
             }
             Some(Place::Tasks) => stale.tasks = true,
-            Some(Place::Task(task)) => {
-                if change == Change::Deleted {
+            Some(Place::Task(task)) => match change {
+                Change::Deleted => {
                     // There may be another one at that path by now.
                     self.view.tasks.remove(&task);
                     stale.tasks = true;
-                } else {
-                    stale.task.insert(task);
                 }
-            }
+                Change::Data => _ = stale.rewritten.insert(task),
+                Change::Created | Change::Children => _ = stale.task.insert(task),
+            },
             Some(Place::TaskChild(task, _)) => _ = stale.task.insert(task),
             None => {}
         }
@@ -252,18 +257,20 @@ impl Reading {
         let there: BTreeSet<TaskName> = self.parse(paths::TASKS, &names);
         self.view.tasks.retain(|task, _| there.contains(task));
         self.stale.task.retain(|task| there.contains(task));
+        self.stale.rewritten.retain(|task| there.contains(task));
         self.stale.task.extend(there.into_iter().filter(|task| !self.view.tasks.contains_key(task)));
         Ok(())
     }
 
     fn read_each_task(&mut self, session: &Session) -> Result<(), Error> {
-        let stale: Vec<TaskName> = std::mem::take(&mut self.stale.task).into_iter().collect();
-        let stale: Vec<TaskName> = stale
-            .into_iter()
-            .filter(|task| self.view.tasks.get(task).is_none_or(|known| known.open().is_some()))
-            .collect();
+        let rewritten = std::mem::take(&mut self.stale.rewritten);
         let tasks = &self.view.tasks;
-        let read = in_parallel(&stale, |task| read_task(session, *task, tasks.get(task), true));
+        let mut stale = std::mem::take(&mut self.stale.task);
+        stale.retain(|task| tasks.get(task).is_none_or(|known| known.open().is_some()));
+        let stale: Vec<TaskName> = stale.union(&rewritten).copied().collect();
+        let read = in_parallel(&stale, |task| {
+            read_task(session, *task, tasks.get(task).filter(|_| !rewritten.contains(task)), true)
+        });
         for (task, known) in stale.into_iter().zip(read) {
             match self.readable(&paths::task(&task), known)? {
                 Some(known) => self.view.tasks.insert(task, known),
@@ -318,6 +325,9 @@ impl Reading {
     }
 }
 
+/// When a task has ended that is marked to be removed: too long ago to be kept, whatever the retention.
+const LONG_AGO_MS: i64 = 0;
+
 /// Reads a task: all of it at first, later what is below it. `None` when it is gone.
 ///
 /// # Errors
@@ -329,20 +339,23 @@ pub fn read_task(
     watch: bool,
 ) -> Result<Option<Known>, Error> {
     let path = paths::task(&name);
-    let (czxid, submit, meta, attempts) = match before {
+    let (czxid, submit, meta, attempts, removed) = match before {
         Some(Known { czxid, submit, stage: Stage::Open(open) }) => {
-            (*czxid, submit.clone(), open.meta.clone(), open.attempts.clone())
+            (*czxid, submit.clone(), open.meta.clone(), open.attempts.clone(), false)
         }
         _ => {
-            let Some((data, stat)) = session.read(&path, false)? else { return Ok(None) };
+            let Some((data, stat)) = session.read(&path, watch)? else { return Ok(None) };
             if stat.owner.is_some() {
                 let why = "it is ephemeral, so it can have no status".to_owned();
                 return Err(Error::Refused { path, why });
             }
-            let task = Task::decode(&data);
+            let (task, removed) = match Task::decode(&data) {
+                Err(DecodeError::Removed) => (Ok(Task::removed(&data)), true),
+                task => (task, false),
+            };
             let submit = task.as_ref().ok().and_then(|task| task.meta.as_ref()?.submit.clone());
             let meta = task.map(|task| task.meta).map_err(|error| error.to_string());
-            (stat.czxid, submit, meta, Default::default())
+            (stat.czxid, submit, meta, Default::default(), removed)
         }
     };
     let Some(names) = session.children(&path, watch)? else { return Ok(None) };
@@ -352,8 +365,8 @@ pub fn read_task(
             TaskChild::Status => {
                 if let Some((data, stat)) = session.read(&paths::status(&name), false)? {
                     let outcome = Status::decode(&data).outcome;
-                    let stage = Stage::Ended { outcome, at_ms: stat.ctime_ms };
-                    return Ok(Some(Known { czxid, submit, stage }));
+                    let at_ms = if removed { LONG_AGO_MS } else { stat.ctime_ms };
+                    return Ok(Some(Known { czxid, submit, stage: Stage::Ended { outcome, at_ms } }));
                 }
             }
             TaskChild::Cancel => open.cancel = true,
@@ -365,5 +378,10 @@ pub fn read_task(
             }
         }
     }
-    Ok(Some(Known { czxid, submit, stage: Stage::Open(Box::new(open)) }))
+    let stage = match removed {
+        // Its status is deleted already.
+        true => Stage::Ended { outcome: Outcome::Other("removed".to_owned()), at_ms: LONG_AGO_MS },
+        false => Stage::Open(Box::new(open)),
+    };
+    Ok(Some(Known { czxid, submit, stage }))
 }

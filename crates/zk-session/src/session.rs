@@ -602,6 +602,23 @@ impl Session {
         self.call(path, 0, |zookeeper| zookeeper.delete(&absolute, version))
     }
 
+    /// Deletes a znode and all that is below it, also what others create there meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn delete_all(&self, path: &str) -> Result<(), Error> {
+        loop {
+            for child in self.children(path, false)?.unwrap_or_default() {
+                self.delete_all(&format!("{path}/{child}"))?;
+            }
+            match self.delete(path, None) {
+                Ok(()) | Err(Error::NoNode(_)) => return Ok(()),
+                Err(Error::NotEmpty(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     fn call<T>(&self, path: &str, data: usize, request: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> Result<T, Error> {
         let bytes = path.len() + data + OVERHEAD;
         if bytes > MAX_REQUEST {

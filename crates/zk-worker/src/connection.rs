@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use zk_session::{Change, Error, Kind, Session};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
-    Assignment, AssignmentMeta, Drain, Instance, Live, LiveName, Role, Status, StatusMeta, Task, TaskName, Worker,
-    WorkerMeta, decode_epoch,
+    Assignment, AssignmentMeta, DecodeError, Drain, Instance, Live, LiveName, Role, Status, StatusMeta, Task, TaskName,
+    Worker, WorkerMeta, decode_epoch,
 };
 
 use crate::jobs::{Jobs, Stage, Start, Written};
@@ -359,10 +359,13 @@ impl Connection {
     }
 
     /// Reads a task and what is below it, and sets a watch on that. The task itself is missing where it cannot be decoded.
+    ///
+    /// What is below it is read first: whoever removes a finished task marks it before its status goes, so one that is
+    /// seen without a status and then without the mark has not ended.
     fn read_task(&self, name: TaskName) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
         let path = paths::task(&name);
-        let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
         let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
+        let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
         if stat.owner.is_some() {
             // Nothing can be created below an ephemeral, so no status: it is no task.
             return Ok(None);
@@ -377,6 +380,7 @@ impl Connection {
         }
         let task = match Task::decode(&data) {
             Ok(task) => Some(task),
+            Err(DecodeError::Removed) => return Ok(None),
             Err(error) => {
                 facts.undecodable = Some(error.to_string());
                 None

@@ -31,6 +31,9 @@ pub enum DecodeError {
     /// No process can get such an argument.
     #[error("the command has a NUL character")]
     NulInCommand,
+    /// It has ended and is not to be kept ([`Task::removed`]).
+    #[error("the task is being removed")]
+    Removed,
     /// ZooKeeper would not take it.
     #[error("the command and its metadata have {0} bytes, the limit is {MAX_DATA}")]
     TooLong(usize),
@@ -159,6 +162,9 @@ pub struct TaskMeta {
     /// The idempotency key under which it was submitted: `/keys/<key>` holds its submit id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// It has ended and is not to be kept: set by [`Task::removed`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub removed: bool,
 }
 
 /// The longest pause between a failure and the next attempt, in milliseconds, before jitter: an hour.
@@ -195,6 +201,7 @@ impl TaskMeta {
             retries: 0,
             backoff_ms: 0,
             key: None,
+            removed: false,
         }
     }
 
@@ -218,12 +225,25 @@ impl Task {
         Task { command: command.to_owned(), meta: None }
     }
 
+    /// What is written over the data of a finished task before anything of it is deleted. Its status has to go before
+    /// the task itself does, and without a status it would be run again, if whoever removes it died in between. Nobody
+    /// runs this: the primary goes on removing it, and to a reader that does not know the mark the command is empty.
+    pub fn removed(data: &[u8]) -> Self {
+        let before: Option<TaskMeta> = decode_lenient(data).1;
+        let (submit, key) = before.map(|meta| (meta.submit, meta.key)).unwrap_or_default();
+        let meta = TaskMeta { submit, key, removed: true, ..TaskMeta::new(String::new()) };
+        Task { command: String::new(), meta: Some(meta) }
+    }
+
     /// Reads what somebody submitted.
     ///
     /// # Errors
-    /// The reason with which the task ends as `failed`.
+    /// The reason with which the task ends as `failed`; or [`DecodeError::Removed`].
     pub fn decode(data: &[u8]) -> Result<Self, DecodeError> {
-        let (command, meta) = decode(data)?;
+        let (command, meta): (_, Option<TaskMeta>) = decode(data)?;
+        if meta.as_ref().is_some_and(|meta| meta.removed) {
+            return Err(DecodeError::Removed);
+        }
         if command.trim().is_empty() {
             return Err(DecodeError::EmptyCommand);
         }
@@ -733,6 +753,19 @@ impl Drain {
     pub fn decode(data: &[u8]) -> Self {
         decode_lenient(data).1.unwrap_or_default()
     }
+
+    /// The data of `/assign/<worker>` with this word changed, and whatever else it says kept.
+    pub fn change(data: &[u8], drain: bool) -> Vec<u8> {
+        let text = String::from_utf8_lossy(data);
+        let (head, meta) = split(&text);
+        let mut meta: serde_json::Map<_, _> = meta.and_then(|meta| serde_json::from_str(meta).ok()).unwrap_or_default();
+        meta.insert("zk".to_owned(), 1.into());
+        match drain {
+            true => _ = meta.insert("drain".to_owned(), true.into()),
+            false => _ = meta.remove("drain"),
+        }
+        join(head, Some(&meta).filter(|meta| meta.len() > 1))
+    }
 }
 
 /// The number in `/epoch`; `None` when somebody wrote something else there.
@@ -787,6 +820,36 @@ mod tests {
         check_undecodable(b"x\n{\"zk\":2,\"submit\":\"s\"}", "format 2");
         check_undecodable(b"x\n{\"zk\":1,\"submit\":\"s\",\"priority\":\"high\"}", "expected i64");
         check_undecodable(b"x\n{\"zk\":1,\"submit\":\"s\",\"on\":\"a/b\"}", "not a worker's name");
+    }
+
+    #[test]
+    fn of_a_task_that_is_removed_its_ids_are_left_and_nothing_to_run() {
+        let key = Some("k".to_owned());
+        let task = Task { command: "x".into(), meta: Some(TaskMeta { key, ..TaskMeta::new("s".into()) }) };
+        for (data, left) in [(&task.encode()[..], ",\"submit\":\"s\""), (b"x", ""), (b"\xff", "")] {
+            let removed = Task::removed(data).encode();
+            assert_eq!(Task::decode(&removed), Err(DecodeError::Removed));
+            let text = String::from_utf8(removed.clone()).unwrap();
+            assert!(text.starts_with(&format!("\n{{\"zk\":1{left},")), "{text}");
+            assert_eq!(Task::removed(&removed).encode(), removed, "removing it again changes nothing");
+        }
+        assert_eq!(Task::removed(&task.encode()).meta.unwrap().key.as_deref(), Some("k"));
+    }
+
+    #[test]
+    fn a_worker_is_drained_and_undrained_whatever_else_is_said_of_it() {
+        for (before, drained, undrained) in [
+            ("", "\n{\"drain\":true,\"zk\":1}", ""),
+            ("{\"zk\":1,\"drain\":true}", "\n{\"drain\":true,\"zk\":1}", ""),
+            ("a\n{\"zk\":1,\"x\":[2]}", "a\n{\"drain\":true,\"x\":[2],\"zk\":1}", "a\n{\"x\":[2],\"zk\":1}"),
+            ("a", "a\n{\"drain\":true,\"zk\":1}", "a"),
+        ] {
+            let changed = Drain::change(before.as_bytes(), true);
+            assert_eq!(String::from_utf8(changed.clone()).unwrap(), drained);
+            assert!(Drain::decode(&changed).drain);
+            assert_eq!(String::from_utf8(Drain::change(&changed, false)).unwrap(), undrained);
+            assert!(!Drain::decode(&Drain::change(&changed, false)).drain);
+        }
     }
 
     #[test]
