@@ -78,8 +78,38 @@ enum Command {
         #[arg(value_name = "TASK")]
         task: TaskName,
     },
+    /// Ask for tasks to be stopped, and wait for nothing; one that has ended stays as it is
+    Cancel {
+        /// Which
+        #[arg(value_name = "TASK", required = true)]
+        tasks: Vec<TaskName>,
+    },
+    /// Submit finished tasks anew, with the same command and options but --key and --after; print the new names
+    Retry {
+        /// Which
+        #[arg(value_name = "TASK", required = true)]
+        tasks: Vec<TaskName>,
+    },
+    /// Remove finished tasks before their time
+    Rm {
+        /// Which
+        #[arg(value_name = "TASK", required = true)]
+        tasks: Vec<TaskName>,
+    },
     /// List the workers
     Workers,
+    /// Take a worker out of service: it finishes what it has and gets nothing new, also after it is started again
+    Drain {
+        /// Which
+        #[arg(value_name = "WORKER")]
+        worker: WorkerName,
+    },
+    /// Take a worker back into service
+    Undrain {
+        /// Which
+        #[arg(value_name = "WORKER")]
+        worker: WorkerName,
+    },
     /// Show the cluster: masters, workers, tasks by state
     Status,
 }
@@ -182,7 +212,12 @@ impl Args {
             Command::List { state } => Job::List(state),
             Command::Show { task } => Job::Show(task),
             Command::Why { task } => Job::Why(task),
+            Command::Cancel { tasks } => Job::Cancel(tasks),
+            Command::Retry { tasks } => Job::Retry(tasks, self.max_queue),
+            Command::Rm { tasks } => Job::Remove(tasks),
             Command::Workers => Job::Workers,
+            Command::Drain { worker } => Job::Drain(worker, true),
+            Command::Undrain { worker } => Job::Drain(worker, false),
             Command::Status => Job::Status,
         };
         Ok(Config { session, connect_timeout: self.connect_timeout, json: self.json, job })
@@ -227,7 +262,7 @@ impl TaskArgs {
 }
 
 /// Two submits with the same id would be one task.
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     format!("{:016x}{:016x}", zk_cli::random(), zk_cli::random())
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use znode_paths::{DecodeError, MAX_DATA, TaskName, paths};
+use znode_paths::{DecodeError, MAX_DATA, TaskName, WorkerName, paths};
 
 /// Why something could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,12 @@ pub enum Error {
     /// These were never there, or are there no more.
     #[error("no such task: {}", names(.0))]
     NoTask(Vec<TaskName>),
+    /// What is asked for can only be done with one that has ended.
+    #[error("{0} has not ended: wait for it, or stop it with `zk-client cancel {0}`")]
+    NotEnded(TaskName),
+    /// It is neither registered nor known from earlier.
+    #[error("no such worker: {0}, see `zk-client workers`")]
+    NoWorker(WorkerName),
     /// The sequence of `/tasks` is used up, or is not ZooKeeper's.
     #[error("it was submitted as {0:?}, which is not a task's name: no master will look at it")]
     NoTaskName(String),

@@ -56,6 +56,8 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NotReached { .. }
         | Error::NoMaster { .. }
         | Error::NoTask(_)
+        | Error::NotEnded(_)
+        | Error::NoWorker(_)
         | Error::NoTaskName(_)
         | Error::Request(_)
         | Error::Stdout(_)

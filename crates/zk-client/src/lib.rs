@@ -14,6 +14,7 @@
 //!
 //! Deliberately absent: anything that a master decides. A client assigns nothing and judges nobody's life.
 
+mod act;
 mod args;
 mod connection;
 mod error;
@@ -33,7 +34,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use znode_paths::TaskName;
+use znode_paths::{TaskName, WorkerName};
 
 pub use args::Args;
 pub use error::{Error, Failure};
@@ -71,8 +72,16 @@ pub enum Job {
     Show(TaskName),
     /// Say why a task is in its state.
     Why(TaskName),
+    /// Ask for tasks to be stopped.
+    Cancel(Vec<TaskName>),
+    /// Submit finished tasks anew, unless there are more tasks than this.
+    Retry(Vec<TaskName>, usize),
+    /// Remove finished tasks.
+    Remove(Vec<TaskName>),
     /// List the workers.
     Workers,
+    /// Take a worker out of service, or back.
+    Drain(WorkerName, bool),
     /// Show the cluster.
     Status,
 }
@@ -103,6 +112,13 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         Job::List(states) => ("list the tasks", list(&mut connection, &states, json)),
         Job::Show(task) => ("show the task", show(&mut connection, task, json)),
         Job::Why(task) => ("explain the task", explain(&mut connection, task, json)),
+        Job::Cancel(tasks) => ("cancel", act::cancel(&mut connection, &tasks, json)),
+        Job::Retry(tasks, max_queue) => ("retry", act::retry(&mut connection, &tasks, max_queue, json)),
+        Job::Remove(tasks) => ("remove", act::remove(&mut connection, &tasks, json)),
+        Job::Drain(worker, drain) => {
+            let tried = if drain { "drain" } else { "undrain" };
+            (tried, act::drain(&mut connection, &worker, drain, json))
+        }
         Job::Workers => ("list the workers", workers(&mut connection, json)),
         Job::Status => ("show the cluster", status(&mut connection, json)),
     };

@@ -11,8 +11,8 @@ use zk_master::view::{Desk, Known};
 use zk_session::{Error, Session, Stat, in_parallel};
 use znode_paths::paths::{self, TaskChild, task_child};
 use znode_paths::{
-    Assignment, Attempt, Drain, Instance, Live, LiveName, Outcome, Role, Status, Task, TaskName, Worker, WorkerName,
-    decode_epoch,
+    Assignment, Attempt, DecodeError, Drain, Instance, Live, LiveName, Outcome, Role, Status, Task, TaskName, Worker,
+    WorkerName, decode_epoch,
 };
 
 use crate::state::Crew;
@@ -52,10 +52,13 @@ pub(crate) struct Masters {
     pub(crate) standby: Vec<String>,
 }
 
-/// Reads a task and its status.
+/// Reads a task and its status. One that is being removed is as good as gone.
 pub(crate) fn task(session: &Session, name: TaskName) -> Result<Option<TaskSeen>, Error> {
     let Some((data, stat)) = session.read(&paths::task(&name), false)? else { return Ok(None) };
-    let task = Task::decode(&data).unwrap_or_else(|_| Task::plain(&String::from_utf8_lossy(&data)));
+    let task = match Task::decode(&data) {
+        Err(DecodeError::Removed) => return Ok(None),
+        task => task.unwrap_or_else(|_| Task::plain(&String::from_utf8_lossy(&data))),
+    };
     let status = status(session, name, stat)?;
     Ok(Some(TaskSeen { name, czxid: stat.czxid, submitted_ms: stat.ctime_ms, task, status }))
 }

@@ -20,6 +20,41 @@ pub struct Submitted {
     pub task: TaskName,
 }
 
+/// `cancel --json`, one object a line.
+#[derive(Debug, Serialize)]
+pub struct CancelLine {
+    /// The task's name.
+    pub task: TaskName,
+    /// How it has ended already; left out where it was asked to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// `retry --json`, one object a line.
+#[derive(Debug, Serialize)]
+pub struct RetryLine {
+    /// The new task's name.
+    pub task: TaskName,
+    /// The finished task whose command and options it has.
+    pub retries: TaskName,
+}
+
+/// `rm --json`, one object a line.
+#[derive(Debug, Serialize)]
+pub struct RemoveLine {
+    /// The task's name.
+    pub task: TaskName,
+}
+
+/// `drain --json` and `undrain --json`.
+#[derive(Debug, Serialize)]
+pub struct DrainLine {
+    /// The worker's name.
+    pub worker: WorkerName,
+    /// Whether it is out of service.
+    pub drain: bool,
+}
+
 /// A task: `list --json` and `wait --json`, one object a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TaskLine {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use zk_session::{Event, Session, in_parallel};
+use zk_session::{Event, Kind, Session, in_parallel};
 use znode_paths::TaskName;
 use znode_paths::paths::{self, Place, TaskChild};
 
@@ -153,12 +153,16 @@ fn look_at_one(session: &Session, task: TaskName) -> Result<Look, zk_session::Er
 
 /// Asks for the cancellation of a task. That it was asked for already, or that the task is gone, is all the same.
 pub(crate) fn cancel(connection: &mut Connection, task: TaskName) -> Result<(), Error> {
-    connection.ask(Patience::Endless, |session| {
-        match session.create(&paths::cancel(&task), b"", zk_session::Kind::Persistent) {
-            Ok(_) | Err(zk_session::Error::NodeExists(_) | zk_session::Error::NoNode(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    })
+    connection.ask(Patience::Endless, |session| ask_to_stop(session, task).map(drop))
+}
+
+/// Asks for the cancellation of a task; returns whether there is such a task.
+pub(crate) fn ask_to_stop(session: &Session, task: TaskName) -> Result<bool, zk_session::Error> {
+    match session.create(&paths::cancel(&task), b"", Kind::Persistent) {
+        Ok(_) | Err(zk_session::Error::NodeExists(_)) => Ok(true),
+        Err(zk_session::Error::NoNode(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

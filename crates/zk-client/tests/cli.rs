@@ -47,6 +47,11 @@ fn wrong_usage_is_one_line_and_2() {
     fails(&["wait"], 2, &["TASK"]);
     fails(&["wait", "task-1"], 2, &["task-1"]);
     fails(&["show", "../master"], 2, &["../master"]);
+    fails(&["cancel"], 2, &["TASK"]);
+    fails(&["rm", "task-0000000000", "x"], 2, &["x"]);
+    fails(&["retry"], 2, &["TASK"]);
+    fails(&["drain", "a/b"], 2, &["a/b"]);
+    fails(&["undrain"], 2, &["WORKER"]);
     fails(&["list", "--state", "finished"], 2, &["finished", "pending"]);
     fails(&["list", "--connect-timeout", "5"], 2, &["connect-timeout"]);
     fails(&["list", "--zk", "a:1//b"], 2, &["chroot"]);
@@ -102,7 +107,12 @@ fn not_reached(zk: &str, says: &[&str]) {
         &["list"],
         &["show", task],
         &["why", task],
+        &["cancel", task],
+        &["retry", task],
+        &["rm", task],
         &["workers"],
+        &["drain", "w"],
+        &["undrain", "w"],
         &["status"],
         &["status", "--json"],
     ] {
