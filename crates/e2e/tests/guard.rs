@@ -242,6 +242,20 @@ fn a_stop_signal_for_the_group_of_a_guard_reaches_the_daemon_once() {
 }
 
 #[test]
+fn a_stop_signal_that_comes_before_the_daemon_can_listen_is_no_failure() {
+    let nobody = Port::claim();
+    for _ in 0..10 {
+        let master = Daemon::named("zk-master").args(["--zk", &nobody.address(), "--address", "m:1"]).start();
+        let limit = Instant::now() + 10 * SECOND;
+        while inner_of(master.pid()).is_none() {
+            assert!(Instant::now() < limit, "it does not start its daemon");
+        }
+        master.signal(Signal::TERM);
+        assert_eq!(master.wait_exit(10 * SECOND).code(), Some(0));
+    }
+}
+
+#[test]
 fn as_process_1_of_a_container_the_guard_reaps_orphans_and_hears_stop_signals() {
     let root = if geteuid().is_root() { Ok(()) } else { Err("a process namespace needs root".to_owned()) };
     let Some(()) = available(root) else { return };
@@ -256,8 +270,12 @@ fn as_process_1_of_a_container_the_guard_reaps_orphans_and_hears_stop_signals() 
     let status = fs::read_to_string(format!("/proc/{guard}/status")).expect("it runs");
     let names = status.lines().find(|line| line.starts_with("NSpid:")).expect("a recent Linux");
     assert!(names.ends_with("\t1"), "{names}");
-    let orphan = format!("(setsid sh -c 'sleep 0.2; {}' &)", bench.note("orphans", "ended"));
-    let task = bench.tree.submit(&format!("for i in $(seq 50); do {orphan}; done"));
+    // They outlive their task, so each must have left its process group before it ends.
+    let orphan = [bench.note("begun", "x"), "sleep 0.2".to_owned(), bench.note("orphans", "ended")].join("; ");
+    let command = format!("for i in $(seq 50); do (setsid sh -c '{orphan}' &); done; {}", bench.gate("go"));
+    let task = bench.tree.submit(&command);
+    bench.wait_lines("begun", 50);
+    bench.open("go");
     bench.tree.expect(task, "done");
     bench.wait_lines("orphans", 50);
     wait_for("all orphans to be reaped", || match children(guard).len() {

@@ -125,6 +125,10 @@ impl Guard {
             if let Some(code) = given_up(status) {
                 return Ok(ExitCode::from(code));
             }
+            if stopping && status.signal() == Some(Signal::TERM.as_raw()) {
+                // It was asked before it could listen, so there was nothing that it had to give up.
+                return Ok(ExitCode::SUCCESS);
+            }
             if stopping {
                 log::warn!("the daemon died while it was to stop: {status}");
                 return Ok(ExitCode::FAILURE);
