@@ -8,6 +8,7 @@
 //! - [`trace`]: a thread that stands still, a process that does not die.
 //! - [`txnlog`]: what a server committed, and under which session, read from its disk: evidence that no client can forge.
 //! - [`Cluster`]: three servers, masters and workers with tasks that leave [`evidence`], judged by what really happened.
+//! - [`Wire`]: a way to a server on which a test decides which request still arrives.
 //! - [`wait_for`]: the only way to wait. Nothing here sleeps: a wait asks again until what it wants to see is there.
 //!
 //! Every process, directory and namespace made here is gone when the value that stands for it is dropped, and also when the
@@ -31,6 +32,7 @@ pub mod trace;
 pub mod tree;
 pub mod txnlog;
 pub mod wait;
+pub mod wire;
 
 pub use cli::ZkCli;
 pub use cluster::Cluster;
@@ -43,6 +45,7 @@ pub use server::{Ensemble, Server, Setup};
 pub use tree::Tree;
 pub use txnlog::{Txn, TxnKind};
 pub use wait::{stays, wait_for, wait_within};
+pub use wire::{Request, Wire};
 
 /// What a test needs but a machine may not have (such as [`Hosts`]), or `None` after one line that says why the test is
 /// skipped. With `E2E=required` in the environment the lack is a failure, so that a skip cannot hide.
