@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Bench, SECOND, children, count, end_of, inner, inner_of, last_sign, never_panicked, wait_end_of, well};
+use common::{Bench, SECOND, children, count, end_of, inner, last_sign, never_panicked, wait_end_of, well};
 use e2e::{Daemon, Port, Server, Signal, TxnKind, available, stays, trace, wait_for, wait_within};
 use rustix::process::{Pid, geteuid, getpgid, kill_process, kill_process_group, test_kill_process};
 
@@ -30,8 +30,8 @@ fn wait_gone(process: Pid, what: &str) {
 
 /// Waits until a guard has started its daemon anew.
 #[track_caller]
-fn wait_other_inner(guard: u32, before: Pid) -> Pid {
-    wait_for("the daemon to be started again", || match inner_of(guard).map(pid) {
+fn wait_other_inner(daemon: &Daemon, before: Pid) -> Pid {
+    wait_for("the daemon to be started again", || match daemon.guarded() {
         Some(now) if now != before => Ok(now),
         other => Err(format!("{other:?}")),
     })
@@ -115,7 +115,7 @@ fn a_daemon_that_dies_again_and_again_is_started_again_after_pauses_that_grow() 
     for pause_ms in [100, 200, 400, 800] {
         let died = Instant::now();
         kill_process(daemon, Signal::KILL).expect("it runs");
-        daemon = wait_other_inner(master.pid(), daemon);
+        daemon = wait_other_inner(&master, daemon);
         let away = died.elapsed();
         println!("started again after {} ms", away.as_millis());
         assert!(away >= Duration::from_millis(pause_ms), "{away:?}");
@@ -155,7 +155,7 @@ fn a_daemon_that_stands_still_is_killed_by_its_guard_with_all_it_ran_before_its_
     tree.expect(task, "done");
     let last = last_sign(&bench.signs("signs"), 1);
     assert!(last <= end.time_ms && end.time_ms <= first.time_ms, "{last}, {end:?}, {first:?}");
-    wait_other_inner(a.pid(), daemon);
+    wait_other_inner(&a, daemon);
     tree.wait_worker("a");
     well(&[&master, &a, &b]);
 }
@@ -247,7 +247,7 @@ fn a_stop_signal_that_comes_before_the_daemon_can_listen_is_no_failure() {
     for _ in 0..10 {
         let master = Daemon::named("zk-master").args(["--zk", &nobody.address(), "--address", "m:1"]).start();
         let limit = Instant::now() + 10 * SECOND;
-        while inner_of(master.pid()).is_none() {
+        while master.guarded().is_none() {
             assert!(Instant::now() < limit, "it does not start its daemon");
         }
         master.signal(Signal::TERM);

@@ -212,13 +212,7 @@ pub(crate) fn check_no_overlap(ticks: &[String]) {
 /// The process that works: what a test starts is its guard.
 #[track_caller]
 pub(crate) fn inner(daemon: &Daemon) -> Pid {
-    daemon.guarded().expect("the guarded process runs")
-}
-
-/// The process below a guard, if it runs.
-pub(crate) fn inner_of(guard: u32) -> Option<u32> {
-    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    children(guard).into_iter().find(|pid| program(*pid) == program(guard))
+    daemon.guarded().unwrap_or_else(|| panic!("no guarded process: {:?}", children(daemon.pid())))
 }
 
 /// The children that a process has started from its main thread or got as an orphan's new parent, dead ones included.
