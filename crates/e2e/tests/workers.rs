@@ -62,6 +62,13 @@ fn never_more_tasks_run_at_once_than_there_are_slots() {
     let command = format!(
         r#"w=$(pwd | sed 's:.*/work/\([a-z]*\)/.*:\1:'); echo "$w +" >> {log}; sleep 0.1; echo "$w -" >> {log}"#
     );
+    // All of them can be in use at once ...
+    let gated = format!("{}; {}", bench.note("waiting", "."), bench.gate("go"));
+    let tasks: Vec<_> = (0..4).map(|_| bench.tree.submit(&gated)).collect();
+    bench.wait_lines("waiting", 4);
+    bench.open("go");
+    assert_eq!(bench.tree.wait_all(&tasks), 4);
+    // ... but never more.
     let tasks: Vec<_> = (0..40).map(|_| bench.tree.submit(&command)).collect();
     assert_eq!(bench.tree.wait_all(&tasks), 40);
     for (name, slots) in [("w", 3), ("one", 1)] {
@@ -70,7 +77,7 @@ fn never_more_tasks_run_at_once_than_there_are_slots() {
             now += if line == "+" { 1 } else { -1 };
             most = most.max(now);
         }
-        assert_eq!((now, most), (0, slots), "{name}");
+        assert!(now == 0 && most <= slots, "{name}: {now}, {most}");
     }
     well(&[&master, &worker, &hand]);
 }

@@ -1,6 +1,7 @@
-//! All that the daemon has started, and what that has started, and so on.
+//! All that a process has started, and what that has started, and so on: exact for a subreaper, whose child becomes
+//! whatever loses its parent, so that nothing can leave the tree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -12,16 +13,13 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How long killed processes may take to disappear before that is said.
 const STUBBORN: Duration = Duration::from_secs(5);
 
-/// Kills all descendants of this process, and returns when none of them is left. This process is the subreaper: whatever
-/// loses its parent becomes its child, so none can leave the tree.
+/// Kills all descendants of this process, a subreaper, and returns when none of them is left.
 pub(crate) fn kill_all() {
     let (_never, pause) = mpsc::channel::<()>();
     let began = Instant::now();
     let mut said = false;
     loop {
-        for pid in descendants().into_iter().filter_map(Pid::from_raw) {
-            kill_process(pid, Signal::KILL).ok(); // it has ended by itself
-        }
+        kill_once();
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
@@ -37,21 +35,42 @@ pub(crate) fn kill_all() {
     }
 }
 
-fn descendants() -> BTreeSet<i32> {
-    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+/// Kills those descendants of this process that there are now; returns how many were alive.
+pub fn kill_once() -> usize {
+    let alive = of(getpid());
+    for pid in alive.iter().filter_map(|process| Pid::from_raw(process.pid)) {
+        kill_process(pid, Signal::KILL).ok(); // it has ended by itself
+    }
+    alive.len()
+}
+
+/// A process that is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// That of its process group.
+    pub group: i32,
+}
+
+/// The descendants of a process that are alive. Zombies are dead, but what they started counts.
+pub fn of(ancestor: Pid) -> Vec<Process> {
+    let mut children: BTreeMap<i32, Vec<(Process, bool)>> = BTreeMap::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
-        // pid (name) state ppid ...: the name may hold anything, parentheses too (proc(5)).
-        let parent = stat.rsplit(')').next().and_then(|fields| fields.split_ascii_whitespace().nth(1)?.parse().ok());
-        children.entry(parent.unwrap_or(0)).or_default().push(pid);
+        // pid (name) state ppid pgrp ...: the name may hold anything, parentheses too (proc(5)).
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().take(3).collect();
+        let [state, parent, group] = fields[..] else { continue };
+        let (Ok(parent), Ok(group)) = (parent.parse(), group.parse()) else { continue };
+        children.entry(parent).or_default().push((Process { pid, group }, !matches!(state, "Z" | "X")));
     }
-    let mut found = BTreeSet::new();
-    let mut next = vec![getpid().as_raw_nonzero().get()];
+    let mut found = Vec::new();
+    let mut next = vec![ancestor.as_raw_nonzero().get()];
     while let Some(parent) = next.pop() {
-        for child in children.remove(&parent).into_iter().flatten() {
-            found.insert(child);
-            next.push(child);
+        for (child, alive) in children.remove(&parent).into_iter().flatten() {
+            next.push(child.pid);
+            found.extend(alive.then_some(child));
         }
     }
     found
@@ -68,19 +87,14 @@ mod tests {
         let own = i32::try_from(child.id()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         let sleeping = loop {
-            let found = descendants();
-            let others: Vec<i32> = found.iter().copied().filter(|pid| parent(*pid) == Some(own)).collect();
-            if let (true, [sleeping]) = (found.contains(&own), &others[..]) {
+            let found = of(getpid());
+            let others: Vec<i32> = of(Pid::from_child(&child)).iter().map(|process| process.pid).collect();
+            if let (true, [sleeping]) = (found.iter().any(|process| process.pid == own), &others[..]) {
                 break *sleeping;
             }
             assert!(Instant::now() < deadline, "{found:?}");
         };
         kill_process(Pid::from_raw(sleeping).unwrap(), Signal::KILL).unwrap();
         child.wait().unwrap();
-    }
-
-    fn parent(pid: i32) -> Option<i32> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(')').next()?.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 }

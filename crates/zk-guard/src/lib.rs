@@ -10,7 +10,8 @@
 //! safe that others take over at once, without waiting for a session timeout:
 //!
 //! 1. kills the daemon and all that it ran, and waits until all of it is gone: it is the subreaper, so whatever a task
-//!    has started is its descendant, also what left its process group or its session;
+//!    has started is its descendant, also what left its process group or its session; and where there is cgroup v2, all of
+//!    it is in one group, which is killed at once, also what forks without end;
 //! 2. ends the daemon's sessions (PROTOCOL section 3, Sessions): `/master` or `/workers/<worker>` go at once;
 //! 3. starts the daemon again, after a pause that grows.
 //!
@@ -18,7 +19,8 @@
 //! the daemon, and with the daemon the processes that it started itself. Stop signals are passed on. As process 1 of a
 //! container the guard reaps whatever is left to it.
 
-mod descendants;
+mod cgroup;
+pub mod descendants;
 mod line;
 mod vigil;
 
@@ -26,6 +28,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -35,6 +38,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, set_child_subreaper, wait,
 };
 
+pub use cgroup::Cgroup;
 pub use line::Line;
 
 use line::Word;
@@ -61,33 +65,44 @@ pub enum Error {
     Signals(#[from] zk_cli::ArgsError),
 }
 
+/// What a guard is to do beside starting the daemon again.
+#[derive(Debug, Clone, Copy)]
+pub struct Duties {
+    /// Kill a daemon that cannot prove for 5/6 of the session timeout that it is registered, and has not said that it runs
+    /// nothing any more.
+    pub deadline: bool,
+    /// The daemon runs tasks: have a control group for it and them, where the system lets us.
+    pub tasks: bool,
+}
+
 /// Which of the two processes this is.
 pub enum Side {
-    /// The daemon, and its line to the guard.
-    Daemon(Line),
+    /// The daemon, its line to the guard, and the control group that it is in.
+    Daemon(Line, Option<Cgroup>),
     /// The guard has done its work: the program ends with this code.
     Guarded(ExitCode),
 }
 
-/// Marks the environment of the daemon.
+/// Marks the environment of the daemon; holds the path of its control group, if there is one.
 const GUARDED: &str = "ZK_GUARDED";
 
 /// Splits the program into guard and daemon: the guard starts the program again, with the same arguments, and returns when
-/// that has ended for good. With `deadline` a daemon is killed when it cannot prove for 5/6 of the session timeout that it
-/// is registered, and has not said that it runs nothing any more.
+/// that has ended for good.
 ///
 /// # Errors
 /// The system does not allow it.
-pub fn split(config: &zk_session::Config, deadline: bool) -> Result<Side, Error> {
-    if std::env::var_os(GUARDED).is_some() {
-        return Ok(Side::Daemon(Line::of_daemon()?));
+pub fn split(config: &zk_session::Config, duties: Duties) -> Result<Side, Error> {
+    if let Some(cgroup) = std::env::var_os(GUARDED) {
+        return Ok(Side::Daemon(Line::of_daemon()?, Cgroup::at(cgroup.as_ref())));
     }
     let (tx, rx) = mpsc::channel();
     let signal = tx.clone();
     // A mailbox that nobody reads any more belongs to a guard that has ended.
     zk_cli::on_stop_signal(move || _ = signal.send(Message::Signal))?;
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
-    let guard = Guard { config: config.clone(), deadline, tx, rx };
+    let cgroup = duties.tasks.then(Cgroup::create).transpose();
+    let cgroup = cgroup.inspect_err(|error| log::debug!("no control group for the tasks: {error}")).unwrap_or(None);
+    let guard = Guard { config: config.clone(), deadline: duties.deadline, cgroup, tx, rx };
     Ok(Side::Guarded(guard.run()?))
 }
 
@@ -103,6 +118,7 @@ enum Message {
 struct Guard {
     config: zk_session::Config,
     deadline: bool,
+    cgroup: Option<Cgroup>,
     tx: Sender<Message>,
     rx: Receiver<Message>,
 }
@@ -115,28 +131,34 @@ struct End {
 }
 
 impl Guard {
-    fn run(self) -> Result<ExitCode, Error> {
+    fn run(&self) -> Result<ExitCode, Error> {
         let mut pause = FIRST_PAUSE;
         for life in 0.. {
             let started = Instant::now();
-            let End { status, vigil, stopping } = self.live(life)?;
-            descendants::kill_all();
-            self.end_sessions(&vigil);
-            if let Some(code) = given_up(status) {
-                return Ok(ExitCode::from(code));
-            }
-            if stopping && status.signal() == Some(Signal::TERM.as_raw()) {
-                // It was asked before it could listen, so there was nothing that it had to give up.
-                return Ok(ExitCode::SUCCESS);
-            }
-            if stopping {
-                log::warn!("the daemon died while it was to stop: {status}");
-                return Ok(ExitCode::FAILURE);
+            match self.live(life) {
+                Ok(End { status, vigil, stopping }) => {
+                    self.kill_all();
+                    self.end_sessions(&vigil);
+                    if let Some(code) = given_up(status) {
+                        return Ok(ExitCode::from(code));
+                    }
+                    if stopping && status.signal() == Some(Signal::TERM.as_raw()) {
+                        // It was asked before it could listen, so there was nothing that it had to give up.
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                    if stopping {
+                        log::warn!("the daemon died while it was to stop: {status}");
+                        return Ok(ExitCode::FAILURE);
+                    }
+                    log::error!("the daemon died, starting it again: {status}");
+                }
+                // Out of processes or memory, perhaps of those that were just killed.
+                Err(error) if life > 0 => log::error!("cannot start the daemon, trying again: {error}"),
+                Err(error) => return Err(error),
             }
             if started.elapsed() >= STEADY {
                 pause = FIRST_PAUSE;
             }
-            log::error!("the daemon died, starting it again in {} ms: {status}", pause.as_millis());
             let until = Instant::now() + pause;
             while let Some(left) = until.checked_duration_since(Instant::now()) {
                 if let Ok(Message::Signal) = self.rx.recv_timeout(left) {
@@ -148,9 +170,20 @@ impl Guard {
         unreachable!("lives are counted with 64 bits")
     }
 
+    /// Kills what the dead daemon ran, and returns when nothing of it is left.
+    fn kill_all(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+        descendants::kill_all();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.clear();
+        }
+    }
+
     /// One life of the daemon.
     fn live(&self, life: u64) -> Result<End, Error> {
-        let (daemon, line) = start(life, &self.tx)?;
+        let (daemon, line) = start(life, self.cgroup.as_ref(), &self.tx)?;
         let send = |signal| pidfd_send_signal(&daemon, signal).ok(); // or it has ended by itself
         let mut vigil = Vigil::new(self.deadline, Instant::now());
         let mut stopping = false;
@@ -206,6 +239,14 @@ impl Guard {
     }
 }
 
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove();
+        }
+    }
+}
+
 /// The exit code of a daemon that ended by itself; `None` if it is to be started again. A panic exits with 101.
 fn given_up(status: ExitStatus) -> Option<u8> {
     let code = status.code().and_then(|code| u8::try_from(code).ok())?;
@@ -213,10 +254,14 @@ fn given_up(status: ExitStatus) -> Option<u8> {
 }
 
 /// Starts the daemon; returns a descriptor of its process and the line to it.
-fn start(life: u64, tx: &Sender<Message>) -> Result<(OwnedFd, Line), Error> {
+fn start(life: u64, cgroup: Option<&Cgroup>, tx: &Sender<Message>) -> Result<(OwnedFd, Line), Error> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(std::env::args_os().skip(1)).env(GUARDED, "1").stdin(Stdio::from(OwnedFd::from(theirs)));
+    command.args(std::env::args_os().skip(1)).stdin(Stdio::from(OwnedFd::from(theirs)));
+    command.env(GUARDED, cgroup.map_or(Path::new(""), Cgroup::path));
+    if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.enter(&mut command)) {
+        log::warn!("the daemon runs outside of its control group: {error}");
+    }
     // In a group of its own a Ctrl-C on the terminal reaches the guard only, which passes it on: once.
     command.process_group(0);
     if let Some(program) = std::env::args_os().next() {

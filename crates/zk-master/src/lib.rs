@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use zk_guard::{Line, Side};
+use zk_guard::{Duties, Line, Side};
 use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
@@ -88,9 +88,9 @@ const FRUITLESS: Duration = Duration::from_millis(200);
 /// # Errors
 /// It cannot start.
 pub fn run(config: Config) -> Result<ExitCode, Error> {
-    match zk_guard::split(&config.session, true)? {
+    match zk_guard::split(&config.session, Duties { deadline: true, tasks: false })? {
         Side::Guarded(code) => Ok(code),
-        Side::Daemon(guard) => serve(config, guard).map(|()| ExitCode::SUCCESS),
+        Side::Daemon(guard, _) => serve(config, guard).map(|()| ExitCode::SUCCESS),
     }
 }
 

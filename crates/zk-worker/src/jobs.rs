@@ -9,7 +9,7 @@ use znode_paths::{Attempt, AttemptMeta, Instance, Outcome, Status, StatusMeta, T
 
 use crate::judge::{Report, Starts, Why, report};
 use crate::output::Folder;
-use crate::processes::{self, Exited, NotStarted, Processes};
+use crate::processes::{Exited, NotStarted, Processes};
 use crate::{Life, leftovers};
 
 /// Everything in hand, by task.
@@ -158,7 +158,7 @@ impl Jobs {
     pub(crate) fn stop(&mut self, name: &TaskName, why: Why, life: &Life) {
         if let Some(Job { stage: Stage::Running { pid, stop: stop @ None }, .. }) = self.jobs.get_mut(name) {
             log::info!("stopping task={name}: {}", reason(why));
-            processes::kill(*pid, Signal::TERM);
+            self.processes.signal(*pid, Signal::TERM);
             *stop = Some(Stop { why, kill_at: Some(Instant::now() + life.config.grace) });
         }
     }
@@ -178,7 +178,7 @@ impl Jobs {
                 && stop.kill_at.is_some_and(|at| at <= now)
             {
                 log::warn!("killing task={name}: it did not stop within its grace period");
-                processes::kill(*pid, Signal::KILL);
+                self.processes.signal(*pid, Signal::KILL);
                 stop.kill_at = None;
             }
         }

@@ -126,10 +126,14 @@ impl Starts {
     }
 }
 
-/// Whether a session found below `/live` is an earlier one of this process, which the new session `own` has to end.
-/// `instances` are all that this process has been.
+/// Whether a session found below `/live` is an earlier one of ours, which the new session `own` has to end. `instances` are
+/// all that this process has been, and those that held its work dir before and are dead. Sessions are counted by each
+/// process for itself.
 pub fn is_earlier(found: LiveName, own: LiveName, instances: &[Instance]) -> bool {
-    instances.contains(&found.instance) && found.session < own.session
+    match found.instance == own.instance {
+        true => found.session < own.session,
+        false => instances.contains(&found.instance),
+    }
 }
 
 /// Whether the result of a command that the instance `started_by` of this process started is still to be written. To the
@@ -319,7 +323,7 @@ mod tests {
         let (before, own) = (Instance::from_random(1), Instance::from_random(2));
         let node = |instance, session| LiveName { instance, session };
         let earlier = |found| is_earlier(found, node(own, 3), &[before, own]);
-        assert!(earlier(node(own, 2)) && earlier(node(before, 1)));
+        assert!(earlier(node(own, 2)) && earlier(node(before, 1)) && earlier(node(before, 7)));
         assert!(!earlier(node(own, 3)) && !earlier(node(own, 4)) && !earlier(node(Instance::from_random(3), 1)));
     }
 }

@@ -3,15 +3,20 @@
 //! The work dir belongs to one worker process at a time; a lock says so. Every task carries the path of its folder in its
 //! environment. So what runs with a folder of a work dir that nobody holds is a leftover, and is killed before anything
 //! else: it may be an attempt that the primary has given to somebody else.
+//!
+//! The locked file says who holds the work dir: the instances of the process, and the control group of its tasks. Whoever
+//! finds these there and gets the lock knows that they are dead, and so need not wait for their sessions to expire.
 
-use std::fs::{self, File};
-use std::io;
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
+use zk_guard::Cgroup;
+use znode_paths::Instance;
 
 /// In the environment of every task: the folder of this start of it.
 pub(crate) const FOLDER: &str = "ZK_TASK_DIR";
@@ -21,18 +26,66 @@ pub(crate) const FOLDER: &str = "ZK_TASK_DIR";
 const LOOK: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Takes the work dir; it is held as long as the file is open. `None` when somebody else has it.
-pub(crate) fn take(work_dir: &Path) -> io::Result<Option<File>> {
-    let lock = File::create(work_dir.join(".lock"))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(lock)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+/// Of how many earlier instances is known. A session whose end could not be brought about expires long before so many more
+/// processes have come and gone.
+const REMEMBERED: usize = 16;
+
+const INSTANCE: &str = "instance ";
+const CGROUP: &str = "cgroup ";
+
+/// The work dir, held as long as this lives.
+pub(crate) struct Held {
+    work_dir: PathBuf,
+    file: File,
+    /// What its file says.
+    lines: Vec<String>,
+}
+
+/// Takes the work dir. `None` when somebody else has it.
+pub(crate) fn take(work_dir: &Path) -> io::Result<Option<Held>> {
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(work_dir.join(".lock"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let lines = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+    Ok(Some(Held { work_dir: work_dir.to_owned(), file, lines }))
+}
+
+impl Held {
+    /// The instances of those who held it before, which are dead.
+    pub(crate) fn earlier(&self) -> Vec<Instance> {
+        self.lines.iter().filter_map(|line| line.strip_prefix(INSTANCE)?.parse().ok()).collect()
+    }
+
+    /// Kills what they left. The control group `own` is of the same guard as before, which has killed what was in it.
+    pub(crate) fn kill_leftovers(&mut self, own: Option<&Cgroup>) {
+        let cgroups = self.lines.iter().filter_map(|line| Cgroup::at(line.strip_prefix(CGROUP)?.as_ref()));
+        let cgroups: Vec<Cgroup> = cgroups.filter(|cgroup| Some(cgroup) != own).collect();
+        cgroups.iter().for_each(Cgroup::kill);
+        kill(&self.work_dir);
+        cgroups.iter().for_each(Cgroup::remove);
+        self.lines.retain(|line| !line.starts_with(CGROUP));
+    }
+
+    /// Writes down who holds it now.
+    pub(crate) fn note(&mut self, instance: Instance, cgroup: Option<&Cgroup>) -> io::Result<()> {
+        self.lines.drain(..self.lines.len().saturating_sub(REMEMBERED));
+        self.lines.push(format!("{INSTANCE}{instance}"));
+        self.lines.extend(cgroup.map(|cgroup| format!("{CGROUP}{}", cgroup.path().display())));
+        // A process that dies in the middle of this is not known to the next one, which then waits for its session's end.
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all((self.lines.join("\n") + "\n").as_bytes())
     }
 }
 
 /// Kills what runs with a folder of this work dir, and waits until it is gone.
-pub(crate) fn kill(work_dir: &Path) {
+fn kill(work_dir: &Path) {
     let (_never, pause) = mpsc::channel::<()>();
     let began = Instant::now();
     let mut killed = 0;
@@ -78,6 +131,21 @@ mod tests {
         assert!(take(dir.path()).unwrap().is_none());
         drop(first);
         assert!(take(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn who_held_it_is_known_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let instances: Vec<Instance> = (0..100).map(Instance::from_random).collect();
+        for (index, instance) in instances.iter().enumerate() {
+            let mut held = take(dir.path()).unwrap().unwrap();
+            let known = held.earlier();
+            assert_eq!(known, &instances[index - known.len()..index], "the latest, in their order");
+            assert!(known.len() >= index.min(REMEMBERED));
+            held.note(*instance, None).unwrap();
+        }
+        fs::write(dir.path().join(".lock"), b"instance \xff\ninstance 00\n\ncgroup\n").unwrap();
+        assert!(take(dir.path()).unwrap().unwrap().earlier().is_empty(), "what cannot be read is not known");
     }
 
     #[test]

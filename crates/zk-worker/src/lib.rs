@@ -19,6 +19,7 @@
 
 mod args;
 mod connection;
+mod container;
 mod jobs;
 pub mod judge;
 mod leftovers;
@@ -27,12 +28,12 @@ mod processes;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use zk_guard::{Line, Side};
+use zk_guard::{Cgroup, Duties, Line, Side};
 use zk_session::{Event, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
@@ -40,6 +41,7 @@ pub use args::{Args, OnLost};
 
 use connection::Connection;
 use jobs::Jobs;
+use leftovers::Held;
 use processes::{Exited, Processes};
 
 /// What a worker needs to know.
@@ -132,16 +134,31 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// # Errors
 /// It cannot start, or another process lives under its name.
 pub fn run(config: Config) -> Result<ExitCode, Error> {
-    match zk_guard::split(&config.session, config.on_lost == OnLost::Kill)? {
+    let duties = Duties { deadline: config.on_lost == OnLost::Kill, tasks: true };
+    match zk_guard::split(&config.session, duties)? {
         Side::Guarded(code) => Ok(code),
-        Side::Daemon(guard) => serve(config, guard).map(|()| ExitCode::SUCCESS),
+        Side::Daemon(guard, cgroup) => serve(config, guard, cgroup).map(|()| ExitCode::SUCCESS),
     }
 }
 
-fn serve(config: Config, guard: Line) -> Result<(), Error> {
-    let taken = leftovers::take(&config.work_dir).map_err(|error| Error::WorkDir(config.work_dir.clone(), error))?;
-    let _held = taken.ok_or_else(|| Error::WorkDirTaken(config.work_dir.clone()))?;
-    leftovers::kill(&config.work_dir);
+fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Error> {
+    let unusable = |error| Error::WorkDir(config.work_dir.clone(), error);
+    let taken = leftovers::take(&config.work_dir).map_err(unusable)?;
+    let mut held = taken.ok_or_else(|| Error::WorkDirTaken(config.work_dir.clone()))?;
+    held.kill_leftovers(cgroup.as_ref());
+    let instance = Instance::from_random(zk_cli::random());
+    let mut instances = held.earlier();
+    instances.push(instance);
+    held.note(instance, cgroup.as_ref()).map_err(unusable)?;
+    log::info!(
+        "started worker={} address={} slots={} instance={instance} zk={} work_dir={} cgroup={}",
+        config.name,
+        config.address,
+        config.slots,
+        config.session.connect,
+        config.work_dir.display(),
+        cgroup.as_ref().map_or(Path::new("none"), Cgroup::path).display(),
+    );
     let (tx, rx) = mpsc::channel();
     let ping = tx.clone();
     guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;
@@ -151,24 +168,17 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     let (exited, expired) = (tx.clone(), tx.clone());
     let processes = Processes::new(
         config.on_lost == OnLost::Kill,
+        cgroup,
         move |exit| _ = exited.send(Message::Exited(exit)),
         move || _ = expired.send(Message::Expired),
     )
     .map_err(Error::Thread)?;
     let notify: Notify = Arc::new(move |event| _ = tx.send(Message::Session(event)));
-    let instance = Instance::from_random(zk_cli::random());
-    log::info!(
-        "started worker={} address={} slots={} instance={instance} zk={} work_dir={}",
-        config.name,
-        config.address,
-        config.slots,
-        config.session.connect,
-        config.work_dir.display(),
-    );
     let mut worker = Worker {
         session: Arc::new(zk_session::Config { witness: Some(Arc::new(guard.clone())), ..config.session.clone() }),
         guard,
-        life: Life { config, instance, instances: vec![instance], leaving: Leaving::No },
+        life: Life { config, instance, instances, leaving: Leaving::No },
+        held,
         jobs: Jobs::new(processes),
         link: Link::Down { from: Instant::now(), opening: None },
         sessions: 0,
@@ -186,7 +196,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
 struct Life {
     config: Config,
     instance: Instance,
-    /// All that this process has been, the present one included.
+    /// All that this process has been, the present one included, and those who held its work dir before, who are dead.
     instances: Vec<Instance>,
     leaving: Leaving,
 }
@@ -208,6 +218,7 @@ enum Next {
 
 struct Worker {
     life: Life,
+    held: Held,
     session: Arc<zk_session::Config>,
     guard: Line,
     jobs: Jobs,
@@ -340,7 +351,7 @@ impl Worker {
         let kill = self.life.config.on_lost == OnLost::Kill;
         if kill {
             self.jobs.forget_running();
-            if !self.jobs.processes.none() {
+            if !self.jobs.processes.all_dead() {
                 return false;
             }
         }
@@ -353,6 +364,9 @@ impl Worker {
         );
         self.life.instance = instance;
         self.life.instances.push(instance);
+        if let Err(error) = self.held.note(instance, None) {
+            log::warn!("cannot write to the work dir, a restart may have to wait for the session timeout: {error}");
+        }
         self.jobs.processes.renew();
         true
     }

@@ -1,33 +1,42 @@
-//! The processes of the tasks, and the leash on which they run. The only module that starts and kills processes.
+//! The processes of the tasks, and the leash on which they run. The only module that starts, reaps and kills processes.
 //!
-//! A task runs in a process group of its own. The leash is the time until which this worker can prove that it is
+//! A task runs in a [`Container`] of its own. The leash is the time until which this worker can prove that it is
 //! registered: 3/4 of the granted session timeout after the last acknowledged write to its node below `/live` was *sent*.
-//! When it has run out, all groups are killed by a thread of this module, whatever the deciding thread is doing, and
+//! When it has run out, everything is killed by a thread of this module, whatever the deciding thread is doing, and
 //! nothing can be started any more, until the worker has become a new instance (PROTOCOL section 3, Workers). Nobody can
 //! have given the tasks to others before that: the ensemble expires the session a whole timeout after the write.
+//!
+//! The worker is a subreaper: what loses its parents becomes its child, so that nothing a task has started can get out of
+//! sight, and one thread reaps all of it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitStatus};
+use std::path::Path;
+use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, test_kill_process_group, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, set_child_subreaper, waitid, waitpid};
+use zk_guard::{Cgroup, descendants};
 use zk_session::Session;
+
+use crate::container::Container;
+use crate::leftovers::FOLDER;
 
 /// How long killed processes may take to disappear before that is said; a process in the middle of a read from a dead
 /// disk cannot be killed.
 const STUBBORN: Duration = Duration::from_secs(5);
 
-/// Between two looks at a group that was killed.
+/// Between two looks at what was killed.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Enough for a thread that waits and sends.
 const SMALL_STACK: usize = 64 * 1024;
 
-/// A command ended, and all of its process group with it.
+/// A command ended, and all that it had started with it.
 #[derive(Debug)]
 pub(crate) struct Exited {
     pub(crate) pid: Pid,
@@ -46,20 +55,33 @@ pub(crate) enum NotStarted {
 
 pub(crate) struct Processes {
     shared: Arc<Shared>,
-    exited: Arc<dyn Fn(Exited) + Send + Sync>,
 }
 
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether everything is killed when the leash has run out.
     kill: bool,
+    cgroup: Option<Cgroup>,
 }
 
 #[derive(Default)]
 struct State {
-    groups: BTreeSet<i32>,
+    /// By the number of the command, which is not reaped yet.
+    running: BTreeMap<i32, Container>,
+    /// The command has ended and is reaped, what it had started is dying.
+    ending: Vec<Ending>,
     leash: Option<Session>,
     expired: bool,
+    /// All that there was when the leash ran out is dead.
+    killed: bool,
+}
+
+struct Ending {
+    pid: Pid,
+    status: ExitStatus,
+    container: Container,
+    since: Instant,
 }
 
 impl State {
@@ -74,9 +96,41 @@ impl State {
     }
 
     fn kill_all(&self) {
-        for group in self.groups.iter().filter_map(|pid| Pid::from_raw(*pid)) {
-            kill(group, Signal::KILL);
+        for container in self.running.values() {
+            container.kill();
         }
+    }
+
+    /// Reaps a process that has ended. If it is the command of a task, the task is over, and whatever it had started is
+    /// killed, before the command is reaped.
+    fn reap(&mut self, pid: Pid) {
+        let number = pid.as_raw_nonzero().get();
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if !matches!(waitid(WaitId::Pid(pid), options), Ok(Some(_))) {
+            return; // it was reaped since, by whoever could not start it
+        }
+        if let Some(container) = self.running.get(&number) {
+            container.kill();
+        }
+        let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) else { return };
+        if let Some(container) = self.running.remove(&number) {
+            let status = ExitStatus::from_raw(status.as_raw());
+            self.ending.push(Ending { pid, status, container, since: Instant::now() });
+        }
+    }
+
+    /// Takes out the tasks of which nothing is alive any more; kills again what is.
+    fn ended(&mut self) -> Vec<Ending> {
+        let State { running, ending, .. } = self;
+        let over = |ending: &mut Ending| {
+            let gone = ending.container.gone(|pid| running.contains_key(&pid));
+            let stubborn = !gone && ending.since.elapsed() >= STUBBORN;
+            if stubborn {
+                log::warn!("processes of a task do not die, going on without them pid={}", ending.pid.as_raw_nonzero());
+            }
+            gone || stubborn
+        };
+        ending.extract_if(.., over).collect()
     }
 }
 
@@ -88,20 +142,22 @@ impl Shared {
 }
 
 impl Processes {
-    /// No processes yet, and no leash. `exited` is called for each that ends, `expired` when the leash has run out, both
-    /// on threads of this module. Without `kill` what runs goes on then.
+    /// No processes yet, and no leash. `exited` is called for each command that ends, `expired` when the leash has run out
+    /// and when all is dead then, both on threads of this module. Without `kill` what runs goes on then. Tasks get control
+    /// groups below `cgroup`.
     pub(crate) fn new(
         kill: bool,
-        exited: impl Fn(Exited) + Send + Sync + 'static,
+        cgroup: Option<Cgroup>,
+        exited: impl Fn(Exited) + Send + 'static,
         expired: impl Fn() + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), kill });
-        let watching = shared.clone();
-        thread::Builder::new()
-            .name("leash".into())
-            .stack_size(SMALL_STACK)
-            .spawn(move || watch(&watching, &expired))?;
-        Ok(Processes { shared, exited: Arc::new(exited) })
+        set_child_subreaper(Some(getpid()))?;
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), kill, cgroup });
+        let (watching, reaping) = (shared.clone(), shared.clone());
+        let small = |name: &str| thread::Builder::new().name(name.into()).stack_size(SMALL_STACK);
+        small("leash").spawn(move || watch(&watching, &expired))?;
+        small("reap").spawn(move || reap(&reaping, &exited))?;
+        Ok(Processes { shared })
     }
 
     /// From now on the leash is that of this session, which has a node of its own.
@@ -119,9 +175,10 @@ impl Processes {
         self.shared.lock().ran_out()
     }
 
-    /// Whether nothing runs.
-    pub(crate) fn none(&self) -> bool {
-        self.shared.lock().groups.is_empty()
+    /// Whether all is dead that there was when the leash ran out.
+    pub(crate) fn all_dead(&self) -> bool {
+        let state = self.shared.lock();
+        state.killed && state.running.is_empty() && state.ending.is_empty()
     }
 
     /// Kills all that runs.
@@ -129,82 +186,95 @@ impl Processes {
         self.shared.lock().kill_all();
     }
 
+    /// Sends a signal to all that a command which has not ended consists of.
+    pub(crate) fn signal(&self, command: Pid, signal: Signal) {
+        if let Some(container) = self.shared.lock().running.get(&command.as_raw_nonzero().get()) {
+            container.signal(signal);
+        }
+    }
+
     /// The worker is a new instance, which has no leash yet.
     pub(crate) fn renew(&self) {
         let mut state = self.shared.lock();
         state.leash = None;
         state.expired = false;
+        state.killed = false;
     }
 
-    /// Starts a command as the leader of a process group of its own. Must be called by a thread that lives as long as the
-    /// worker: the command is killed when the thread that started it ends.
+    /// Starts a command in a container of its own; the folder of the task is in its environment. Must be called by the main
+    /// thread: the kernel kills the command when the thread that started it ends.
     pub(crate) fn start(&self, mut command: Command) -> Result<Pid, NotStarted> {
+        let folder = command.get_envs().find(|(key, _)| *key == FOLDER).and_then(|(_, folder)| folder);
+        let folder = folder.map_or_else(OsString::new, OsString::from);
         command.process_group(0);
         zk_cli::die_with_parent(&mut command);
-        // The lock is held over the spawn, so that the leash cannot run out in between and miss this group.
+        let name = Path::new(&folder).file_name().unwrap_or_default().to_string_lossy();
+        let cgroup = self.shared.cgroup.as_ref().and_then(|all| {
+            let entered = all.child(&name).and_then(|cgroup| {
+                cgroup.enter(&mut command)?;
+                Ok(cgroup)
+            });
+            entered.inspect_err(|error| log::warn!("no control group for {name}, it runs without one: {error}")).ok()
+        });
+        // The lock is held over the spawn, so that the leash cannot run out in between and miss this command; and so that
+        // nobody reaps one that could not be executed but `spawn` itself.
         let mut state = self.shared.lock();
-        if state.leash.is_none() || state.ran_out() {
-            return Err(NotStarted::Expired);
-        }
-        let child = command.spawn().map_err(NotStarted::Failed)?;
-        let pid = Pid::from_child(&child);
-        state.groups.insert(pid.as_raw_nonzero().get());
-        drop(state);
-        let (shared, exited) = (self.shared.clone(), self.exited.clone());
-        let waiting = move || {
-            let status = wait(child, pid);
-            shared.lock().groups.remove(&pid.as_raw_nonzero().get());
-            exited(Exited { pid, code: status.code(), signal: status.signal() });
+        let spawned = match state.leash.is_none() || state.ran_out() {
+            true => Err(NotStarted::Expired),
+            false => command.spawn().map_err(NotStarted::Failed),
         };
-        // A thread for each running command: there are no more of them than slots.
-        let spawned = thread::Builder::new().name("wait".into()).stack_size(SMALL_STACK).spawn(waiting);
-        spawned.map(|_| pid).map_err(|error| {
-            kill(pid, Signal::KILL);
-            NotStarted::Failed(error)
-        })
-    }
-}
-
-/// Sends a signal to all of a task's process group.
-pub(crate) fn kill(group: Pid, signal: Signal) {
-    kill_process_group(group, signal).ok(); // nobody is left of it
-}
-
-/// Waits for a command to end, and ends whatever is left of its group: the slot is free and the status is written when
-/// nothing of it runs any more.
-fn wait(mut child: Child, pid: Pid) -> ExitStatus {
-    // Not yet reaped: as long as the command is a zombie, no other group can get its number.
-    while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
-        .is_err_and(|e| e == rustix::io::Errno::INTR)
-    {}
-    kill(pid, Signal::KILL);
-    let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0xff00));
-    let (_never, pause) = mpsc::channel::<()>();
-    let killed = Instant::now();
-    while runs(pid) {
-        if killed.elapsed() >= STUBBORN {
-            log::warn!("processes of a task do not die, going on without them group={pid:?}");
-            break;
+        match spawned {
+            Ok(child) => {
+                let pid = Pid::from_child(&child);
+                state.running.insert(pid.as_raw_nonzero().get(), Container::new(pid, &folder, cgroup));
+                self.shared.changed.notify_all();
+                Ok(pid)
+            }
+            Err(error) => {
+                cgroup.iter().for_each(Cgroup::remove);
+                Err(error)
+            }
         }
-        pause.recv_timeout(LOOK).ok();
     }
-    status
 }
 
-/// Whether any process of a group is alive. A zombie is dead, though its group exists until somebody reaps it; in some
-/// containers nobody ever does.
-fn runs(group: Pid) -> bool {
-    if test_kill_process_group(group).is_err() {
-        return false;
+/// Reaps whatever ends, and reports the commands.
+fn reap(shared: &Shared, exited: &impl Fn(Exited)) {
+    let (_never, pause) = mpsc::channel::<()>();
+    loop {
+        let dying = !shared.lock().ending.is_empty();
+        match ended_child(!dying) {
+            Ok(Some(pid)) => shared.lock().reap(pid),
+            Ok(None) => _ = pause.recv_timeout(LOOK),
+            // There is no child at all.
+            Err(_) => {
+                let state = shared.lock();
+                if state.running.is_empty() && state.ending.is_empty() {
+                    drop(shared.changed.wait(state));
+                }
+            }
+        }
+        let ended = shared.lock().ended();
+        for Ending { pid, status, container, .. } in ended {
+            container.remove();
+            exited(Exited { pid, code: status.code(), signal: status.signal() });
+        }
     }
-    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
-    let mut stats = processes.flatten().filter_map(|process| std::fs::read_to_string(process.path().join("stat")).ok());
-    stats.any(|stat| {
-        // pid (name) state ppid pgrp ...: the name may hold anything, parentheses too (proc(5)).
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().take(3).collect();
-        let [state, _, pgrp] = fields[..] else { return false };
-        !matches!(state, "Z" | "X") && pgrp.parse() == Ok(group.as_raw_nonzero().get())
-    })
+}
+
+/// A child that has ended and is not reaped; `None` if there is none and it was not to be waited for.
+fn ended_child(wait: bool) -> io::Result<Option<Pid>> {
+    let options = libc::WEXITED | libc::WNOWAIT | if wait { 0 } else { libc::WNOHANG };
+    #[expect(unsafe_code, reason = "rustix does not say which process waitid(2) has found")]
+    // SAFETY: a siginfo_t of zeros is a valid one, which lives for as long as the call takes.
+    let (result, pid) = unsafe {
+        let mut found: libc::siginfo_t = std::mem::zeroed();
+        (libc::waitid(libc::P_ALL, 0, &raw mut found, options), found.si_pid())
+    };
+    match result {
+        0 => Ok(Pid::from_raw(pid)),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Kills everything when the leash has run out.
@@ -218,12 +288,30 @@ fn watch(shared: &Shared, expired: &impl Fn()) {
                 state.expired = true;
                 if shared.kill {
                     state.kill_all();
+                    drop(state);
+                    expired();
+                    kill_descendants();
+                    state = shared.lock();
+                    state.killed = true;
                 }
                 expired();
             }
             Some(left) => state = wait_at_most(&shared.changed, state, left),
             None => state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
         }
+    }
+}
+
+/// Kills all that is below this process, whichever task it is of; none has been started for a while.
+fn kill_descendants() {
+    let (_never, pause) = mpsc::channel::<()>();
+    let began = Instant::now();
+    while descendants::kill_once() > 0 {
+        if began.elapsed() >= STUBBORN {
+            log::error!("processes of tasks do not die, going on without them");
+            return;
+        }
+        pause.recv_timeout(LOOK).ok();
     }
 }
 
