@@ -167,6 +167,29 @@ impl Host {
         self.set_link("master bridge");
     }
 
+    /// Cuts the way between this host and another one, and no other: packets in both directions are lost without a trace.
+    #[track_caller]
+    pub fn cut_from(&self, peer: &Host) {
+        // Nobody has this address.
+        self.set_way(peer, "02:00:00:00:00:00");
+        peer.set_way(self, "02:00:00:00:00:00");
+    }
+
+    /// Mends the way to another host.
+    #[track_caller]
+    pub fn join_to(&self, peer: &Host) {
+        self.set_way(peer, &mac(peer.address));
+        peer.set_way(self, &mac(self.address));
+    }
+
+    #[track_caller]
+    fn set_way(&self, peer: &Host, mac: &str) {
+        let neighbour = format!("neigh replace {} lladdr {mac} nud permanent dev eth0\n", peer.address);
+        if let Err(error) = ip(Some(&self.name), &neighbour) {
+            panic!("cannot set the way from {} to {}: {error}", self.address, peer.address);
+        }
+    }
+
     /// Takes the other end of the cable out of the bridge or puts it in. The host can't notice, and it works at once: setting
     /// that end down and up would make the kernel take the link into service anew, in the background.
     #[track_caller]

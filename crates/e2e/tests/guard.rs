@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Bench, SECOND, children, count, end_of, inner, last_sign, never_panicked, wait_end_of, well};
+use common::{
+    Bench, SECOND, children, count, end_of, inner, last_proof_ms, last_sign, never_panicked, wait_end_of, well,
+};
 use e2e::{Daemon, Port, Server, Signal, TxnKind, available, stays, trace, wait_for, wait_within};
 use rustix::process::{Pid, geteuid, getpgid, kill_process, kill_process_group, test_kill_process};
 
@@ -144,9 +146,7 @@ fn a_daemon_that_stands_still_is_killed_by_its_guard_with_all_it_ran_before_its_
     let (daemon, session) = (inner(&a), tree.owner("/workers/a"));
     kill_process(daemon, Signal::STOP).expect("it runs");
     let end = wait_end_of(server, session);
-    let is_proof = |kind: &TxnKind| matches!(kind, TxnKind::Create { .. } | TxnKind::SetData { .. });
-    let log = server.transactions();
-    let proof = log.iter().rfind(|txn| txn.session == session && is_proof(&txn.kind)).expect("it lived").time_ms;
+    let proof = last_proof_ms(&server.transactions(), session);
     println!("still: the session ended {} ms after the last proof", end.time_ms - proof);
     assert!(end.time_ms - proof < TIMEOUT_MS, "not by its guard, but because it expired");
     assert!(end.time_ms - proof > TIMEOUT_MS / 2, "too soon");

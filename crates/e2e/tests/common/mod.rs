@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use e2e::{Daemon, Server, Tree, Txn, TxnKind, daemon::Launch, wait_for};
+use e2e::{Daemon, Host, Server, Tree, Txn, TxnKind, daemon::Launch, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -31,8 +31,14 @@ impl Bench {
 
     #[track_caller]
     pub(crate) fn at(zk: String) -> Bench {
+        Bench::seen_from(zk, None)
+    }
+
+    /// Where only hosts can reach the server: the tree is looked at from one of them.
+    #[track_caller]
+    pub(crate) fn seen_from(zk: String, host: Option<&Host>) -> Bench {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        Bench { tree: Tree::of(&zk, None), zk, dir }
+        Bench { tree: Tree::of(&zk, host), zk, dir }
     }
 
     /// A master with a session timeout that outlasts a busy machine.
@@ -194,6 +200,13 @@ pub(crate) fn end_of(server: &Server, session: i64) -> Option<Txn> {
 #[track_caller]
 pub(crate) fn wait_end_of(server: &Server, session: i64) -> Txn {
     wait_for(&format!("session {session:#x} to end"), || end_of(server, session).ok_or_else(|| "it lives".to_owned()))
+}
+
+/// When a session last proved that it lives, by the servers' clock: its last write that was carried out.
+#[track_caller]
+pub(crate) fn last_proof_ms(log: &[Txn], session: i64) -> i64 {
+    let is_write = |txn: &&Txn| matches!(txn.kind, TxnKind::Create { .. } | TxnKind::SetData { .. });
+    log.iter().filter(|txn| txn.session == session).rfind(is_write).expect("it wrote").time_ms
 }
 
 /// That no attempt ticked any more once the next one had begun. The file was appended to, so the order of its lines is the
