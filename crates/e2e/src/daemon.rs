@@ -62,6 +62,12 @@ impl Launch {
         self
     }
 
+    /// Takes back what was set.
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Launch {
+        self.env.retain(|(set, _)| set != name.as_ref());
+        self
+    }
+
     /// Sets the working directory.
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Launch {
         self.dir = Some(dir.into());
@@ -123,12 +129,12 @@ impl Launch {
 }
 
 impl Daemon {
-    /// One of our programs, such as `zk-master`.
+    /// One of our programs, such as `zk-master`. It does not listen unless it is told to: any number of tests run at once.
     #[track_caller]
     pub fn named(name: &str) -> Launch {
         let program = binary(name);
         assert!(program.is_file(), "{} is missing: build it first: cargo build --workspace", program.display());
-        Daemon::program(program)
+        Daemon::program(program).env("ZK_LISTEN", "off")
     }
 
     /// Any program.

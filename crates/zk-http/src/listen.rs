@@ -39,7 +39,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Listen::Off => f.write_str("off"),
-            Listen::Everywhere(port) => write!(f, "port {port}"),
+            Listen::Everywhere(port) => write!(f, "*:{port}"),
             Listen::At(address) => write!(f, "{address}"),
         }
     }

@@ -1,8 +1,15 @@
 //! Whether a daemon's deciding loop goes round.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::{Reply, Status};
+
+/// A loop that has not gone round for so long is stuck. It is when its guard kills it, unless a session timeout is so long
+/// that a request may take longer.
+const STUCK: Duration = Duration::from_secs(20);
 
 /// Felt by `GET /healthz`. Its guard asks the loop every five seconds, so that an idle one goes round, too.
 #[derive(Debug, Clone)]
@@ -24,9 +31,16 @@ impl Pulse {
         self.last.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    /// How long ago that was.
-    pub fn age(&self) -> Duration {
-        Duration::from_millis(self.now_ms().saturating_sub(self.last.load(Ordering::Relaxed)))
+    /// Says whether the loop goes round: 200, or 503 and since when it does not.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub fn answer(&self, reply: Reply<'_>) -> io::Result<()> {
+        let age = Duration::from_millis(self.now_ms().saturating_sub(self.last.load(Ordering::Relaxed)));
+        if age < STUCK {
+            return reply.send(Status::Ok, "ok\n");
+        }
+        reply.send(Status::Unavailable, &format!("the deciding loop has not gone round for {} s\n", age.as_secs()))
     }
 
     fn now_ms(&self) -> u64 {

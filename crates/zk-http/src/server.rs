@@ -33,7 +33,7 @@ impl Default for Limits {
     }
 }
 
-/// So many more connections are told that there are too many; any further one is closed at once.
+/// So many more connections get short answers only; any further one is closed at once.
 const SPARE: usize = 16;
 
 /// Enough for a handler that reads a file in pieces, which it keeps on the heap.
@@ -152,13 +152,8 @@ pub fn serve(
             let Some(place) = Place::take(&places, limits.connections + SPARE) else { continue };
             let handler = handler.clone();
             let converse = move || {
-                let busy = place.number >= limits.connections;
-                // The client is gone.
-                converse(&socket, &limits, |request, reply| match busy {
-                    true => reply.send(Status::Unavailable, "there are too many connections, try later\n"),
-                    false => handler(request, reply),
-                })
-                .ok();
+                let crowded = place.number >= limits.connections;
+                converse(&socket, &limits, crowded, &*handler).ok(); // the client is gone
                 drop(place);
             };
             // Without a thread the connection is closed: the client may try again.
@@ -185,14 +180,18 @@ fn accept(listener: &TcpListener, pause: &Receiver<()>) -> Option<TcpStream> {
 fn converse(
     socket: &TcpStream,
     limits: &Limits,
-    handler: impl FnOnce(&Request, Reply<'_>) -> io::Result<()>,
+    crowded: bool,
+    handler: &impl Fn(&Request, Reply<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     socket.set_nodelay(true)?;
     socket.set_write_timeout(Some(limits.stall))?;
     watch_the_peer(socket)?;
     match receive(socket, limits)? {
-        Ok(request) => handler(&request, Reply { socket, head_only: request.head_only, chunks: request.chunks })?,
-        Err(status) => Reply { socket, head_only: false, chunks: false }.send(status, "")?,
+        Ok(request) => {
+            let Request { head_only, chunks, .. } = request;
+            handler(&request, Reply { socket, head_only, chunks, crowded })?;
+        }
+        Err(status) => Reply { socket, head_only: false, chunks: false, crowded }.send(status, "")?,
     }
     linger(socket)
 }
@@ -255,9 +254,23 @@ pub struct Reply<'a> {
     socket: &'a TcpStream,
     head_only: bool,
     chunks: bool,
+    crowded: bool,
 }
 
 impl<'a> Reply<'a> {
+    /// Whether there are too many connections for an answer that takes its time.
+    pub fn crowded(&self) -> bool {
+        self.crowded
+    }
+
+    /// Lets some time pass.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub fn wait(&self, time: Duration) -> io::Result<()> {
+        wait(self.socket, time)
+    }
+
     /// Answers with a text.
     ///
     /// # Errors
@@ -329,13 +342,7 @@ impl Stream<'_> {
     /// # Errors
     /// The client is gone.
     pub fn wait(&self, time: Duration) -> io::Result<()> {
-        let mut sockets = [PollFd::new(self.socket, PollFlags::RDHUP)];
-        let time = Timespec::try_from(time).map_err(io::Error::other)?;
-        match poll(&mut sockets, Some(&time)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Ok(_) => Err(io::ErrorKind::ConnectionReset.into()),
-            Err(error) => Err(error.into()),
-        }
+        wait(self.socket, time)
     }
 
     /// Says that this was all.
@@ -345,6 +352,16 @@ impl Stream<'_> {
     pub fn end(self) -> io::Result<()> {
         let mut socket = self.socket;
         socket.write_all(b"0\r\n\r\n")
+    }
+}
+
+fn wait(socket: &TcpStream, time: Duration) -> io::Result<()> {
+    let mut sockets = [PollFd::new(socket, PollFlags::RDHUP)];
+    let time = Timespec::try_from(time).map_err(io::Error::other)?;
+    match poll(&mut sockets, Some(&time)) {
+        Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) => Err(io::ErrorKind::ConnectionReset.into()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -372,6 +389,7 @@ mod tests {
                     stream.wait(Duration::from_millis(5))?;
                 }
             }
+            "/" if reply.crowded() => reply.send(Status::Unavailable, ""),
             path => reply.send(Status::Ok, path),
         };
         (address, serve(listener, limits, handler).unwrap())
@@ -459,6 +477,8 @@ mod tests {
             socket.read_exact(&mut [0; 12]).unwrap(); // it has a place
         }
         assert!(ask(address, GET).starts_with("HTTP/1.1 503 "));
+        let short = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert!(ask(address, short).starts_with("HTTP/1.1 200 "), "what is short is answered all the same");
         // Far more than anybody is told anything: they are closed, and nothing is left of them.
         let crowd: Vec<TcpStream> = (0..100).map(|_| connect(address, "")).collect();
         drop(crowd);

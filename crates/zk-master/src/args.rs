@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use zk_cli::CommonArgs;
+use zk_http::Listen;
 use znode_paths::Address;
 
 use crate::Config;
@@ -26,9 +27,9 @@ pub struct Args {
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 
-    /// Where to serve HTTP; this version serves nothing yet, so the only value is `off`
-    #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off", default_value = "off", value_parser = ["off"])]
-    listen: String,
+    /// Where to serve `/healthz`, over HTTP [default: the port of the address, on all interfaces]
+    #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off")]
+    listen: Option<Listen>,
 
     /// How long finished tasks are kept
     #[arg(long, env = "ZK_RETAIN", value_name = "DURATION", default_value = "1h", value_parser = zk_cli::duration)]
@@ -58,6 +59,7 @@ impl Args {
         let age_ms = i64::try_from(self.retain.as_millis()).unwrap_or(i64::MAX);
         Ok(Config {
             session: self.common.config(self.session_timeout)?,
+            listen: self.listen.unwrap_or(Listen::Everywhere(address.port())),
             address,
             retention: Retention { age_ms, count: self.retain_max },
         })

@@ -23,11 +23,13 @@ mod reading;
 pub mod view;
 
 use std::io;
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use zk_guard::{Duties, Line, Side};
+use zk_http::{Limits, Listen, ListenError, Pulse, Status};
 use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
@@ -45,6 +47,8 @@ pub struct Config {
     pub session: zk_session::Config,
     /// What `/master` holds while this is the primary.
     pub address: Address,
+    /// Where to say that it is well.
+    pub listen: Listen,
     /// What to keep of finished tasks.
     pub retention: Retention,
 }
@@ -58,6 +62,9 @@ pub enum Error {
     /// There is no guard.
     #[error(transparent)]
     Guard(#[from] zk_guard::Error),
+    /// Nobody can be served there.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The system has no threads left.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -95,6 +102,15 @@ pub fn run(config: Config) -> Result<ExitCode, Error> {
 }
 
 fn serve(config: Config, guard: Line) -> Result<(), Error> {
+    let pulse = Pulse::default();
+    if let Some(listener) = listen(config.listen)? {
+        let pulse = pulse.clone();
+        zk_http::serve(listener, Limits::default(), move |request, reply| match request.path() {
+            "/healthz" => pulse.answer(reply),
+            _ => reply.send(Status::NotFound, "there is no such thing here\n"),
+        })
+        .map_err(Error::Thread)?;
+    }
     let (tx, rx) = mpsc::channel();
     let ping = tx.clone();
     guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;
@@ -103,13 +119,14 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     zk_cli::on_stop_signal(move || _ = stop.send(Message::Stop))?;
     let notify: Notify = Arc::new(move |event| _ = tx.send(Message::Session(event)));
     let instance = Instance::from_random(zk_cli::random());
-    log::info!("started address={} instance={instance} zk={}", config.address, config.session.connect);
-    let Config { mut session, address, retention } = config;
+    let Config { mut session, address, listen, retention } = config;
+    log::info!("started address={address} listen={listen} instance={instance} zk={}", session.connect);
     session.witness = Some(Arc::new(guard.clone()));
     let session = Arc::new(session);
     let mut master = Master { session, guard, address, retention, instance, sessions: 0, notify, pause: FIRST_PAUSE };
     let mut state = master.seek(Duration::ZERO);
     loop {
+        pulse.beat();
         let message = match state.wake() {
             None => rx.recv().ok(),
             Some(at) => rx.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
@@ -127,6 +144,17 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
             }
         }
         state = master.go_on(state);
+    }
+}
+
+/// A port that was not asked for is no reason not to assign tasks: two masters on one host may have the same.
+fn listen(listen: Listen) -> Result<Option<TcpListener>, Error> {
+    match (listen.bind(), listen) {
+        (Err(error), Listen::Everywhere(_)) => {
+            log::warn!("serving no /healthz: {error}");
+            Ok(None)
+        }
+        (bound, _) => Ok(bound?),
     }
 }
 

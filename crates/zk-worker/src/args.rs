@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use zk_cli::CommonArgs;
+use zk_http::Listen;
 use znode_paths::{Address, WorkerName};
 
 use crate::{Config, Error};
@@ -30,9 +31,9 @@ pub struct Args {
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 
-    /// Where to serve HTTP; this version serves nothing yet, so the only value is `off`
-    #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off", default_value = "off", value_parser = ["off"])]
-    listen: String,
+    /// Where to serve the output of tasks, over HTTP [default: the port of the address, on all interfaces]
+    #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off")]
+    listen: Option<Listen>,
 
     /// How many tasks run at once [default: processors]
     #[arg(long, env = "ZK_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -104,6 +105,7 @@ impl Args {
         Ok(Config {
             session: self.common.config(self.session_timeout)?,
             name,
+            listen: self.listen.unwrap_or(Listen::Everywhere(address.port())),
             address,
             slots,
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),

@@ -197,6 +197,9 @@ impl Jobs {
             return false;
         }
         log::info!("ended task={name} attempt={} {}", job.attempt, how(exited));
+        if let Some(folder) = &job.folder {
+            folder.close();
+        }
         match report(why, exited.code == Some(0)) {
             Report::Status(outcome) => {
                 job.stage = Stage::Ended(Written::Status(job.status(outcome, Some(exited), why.map(reason), life)));
@@ -235,7 +238,7 @@ impl Job {
             return Status::plain(outcome);
         }
         let limit = life.config.output_limit;
-        let (stdout, stderr) = self.folder.as_mut().map_or((None, None), |folder| folder.tails(limit));
+        let (stdout, stderr) = self.folder.as_ref().map_or((None, None), |folder| folder.tails(limit));
         let meta = StatusMeta {
             exit_code: exited.and_then(|exited| exited.code),
             signal: exited.and_then(|exited| exited.signal),
@@ -278,7 +281,7 @@ const LONGEST_ARGUMENT: usize = 128 * 1024;
 
 /// `/bin/sh -c COMMAND` in a folder of its own, with nothing of the worker's settings.
 fn command(start: &Start<'_>, life: &Life) -> std::io::Result<(Command, Folder)> {
-    let folder = Folder::create(&life.config.work_dir, start.name, start.fence)?;
+    let folder = Folder::create(&life.outputs, start.name, start.fence)?;
     let (stdout, stderr) = folder.streams()?;
     let mut command = Command::new("/bin/sh");
     if start.task.command.len() < LONGEST_ARGUMENT {

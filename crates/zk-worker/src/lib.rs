@@ -25,6 +25,7 @@ pub mod judge;
 mod leftovers;
 mod output;
 mod processes;
+mod serve;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,6 +35,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use zk_guard::{Cgroup, Duties, Line, Side};
+use zk_http::{Listen, ListenError, Pulse};
 use zk_session::{Event, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
@@ -42,6 +44,7 @@ pub use args::{Args, OnLost};
 use connection::Connection;
 use jobs::Jobs;
 use leftovers::Held;
+use output::Outputs;
 use processes::{Exited, Processes};
 
 /// What a worker needs to know.
@@ -53,6 +56,8 @@ pub struct Config {
     pub name: WorkerName,
     /// What `/workers/<name>` holds.
     pub address: Address,
+    /// Where to serve the output of tasks.
+    pub listen: Listen,
     /// How many tasks run at once.
     pub slots: u32,
     /// What tasks can require.
@@ -88,6 +93,9 @@ pub enum Error {
     /// Two workers in one work dir would take each other's tasks for leftovers.
     #[error("another zk-worker uses the work dir {0}; give each its own --work-dir")]
     WorkDirTaken(PathBuf),
+    /// Nobody can be served there.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The system has no threads left.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -125,6 +133,9 @@ enum Leaving {
 /// How long to wait for the server's word that the session is closed.
 const CLOSE: Duration = Duration::from_secs(2);
 
+/// How long a worker that has ended waits for those who are still reading output.
+const LAST_OUTPUT: Duration = Duration::from_secs(5);
+
 /// The first pause after something failed for another reason than a lost session, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -146,19 +157,24 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let taken = leftovers::take(&config.work_dir).map_err(unusable)?;
     let mut held = taken.ok_or_else(|| Error::WorkDirTaken(config.work_dir.clone()))?;
     held.kill_leftovers(cgroup.as_ref());
+    let listener = config.listen.bind()?;
     let instance = Instance::from_random(zk_cli::random());
     let mut instances = held.earlier();
     instances.push(instance);
     held.note(instance, cgroup.as_ref()).map_err(unusable)?;
     log::info!(
-        "started worker={} address={} slots={} instance={instance} zk={} work_dir={} cgroup={}",
+        "started worker={} address={} listen={} slots={} instance={instance} zk={} work_dir={} cgroup={}",
         config.name,
         config.address,
+        config.listen,
         config.slots,
         config.session.connect,
         config.work_dir.display(),
         cgroup.as_ref().map_or(Path::new("none"), Cgroup::path).display(),
     );
+    let (outputs, pulse) = (Arc::new(Outputs::new(&config.work_dir)), Pulse::default());
+    let serve = |listener| serve::serve(listener, outputs.clone(), pulse.clone()).map_err(Error::Thread);
+    let server = listener.map(serve).transpose()?;
     let (tx, rx) = mpsc::channel();
     let ping = tx.clone();
     guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;
@@ -177,17 +193,24 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let mut worker = Worker {
         session: Arc::new(zk_session::Config { witness: Some(Arc::new(guard.clone())), ..config.session.clone() }),
         guard,
-        life: Life { config, instance, instances, leaving: Leaving::No },
+        life: Life { config, outputs, instance, instances, leaving: Leaving::No },
         held,
         jobs: Jobs::new(processes),
         link: Link::Down { from: Instant::now(), opening: None },
         sessions: 0,
         notify,
         pause: FIRST_PAUSE,
+        pulse,
     };
     let ran = worker.serve(&rx);
     worker.jobs.processes.kill_all();
     worker.close();
+    if let (Some(server), Ok(())) = (server, &ran) {
+        // Nothing runs any more. Whoever has not yet read to the end of an output may do so.
+        worker.guard.released();
+        drop(worker.jobs);
+        server.finish(LAST_OUTPUT);
+    }
     log::info!("stopped");
     ran
 }
@@ -195,6 +218,7 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
 /// Who this process is.
 struct Life {
     config: Config,
+    outputs: Arc<Outputs>,
     instance: Instance,
     /// All that this process has been, the present one included, and those who held its work dir before, who are dead.
     instances: Vec<Instance>,
@@ -227,11 +251,13 @@ struct Worker {
     sessions: u32,
     notify: Notify,
     pause: Duration,
+    pulse: Pulse,
 }
 
 impl Worker {
     fn serve(&mut self, mailbox: &mpsc::Receiver<Message>) -> Result<(), Error> {
         while self.go_on() == Next::Wait {
+            self.pulse.beat();
             let message = match self.wake() {
                 None => mailbox.recv().ok(),
                 Some(at) => mailbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),

@@ -41,6 +41,7 @@
 
 mod documents;
 mod names;
+mod output;
 pub mod paths;
 
 pub use documents::{
@@ -48,3 +49,4 @@ pub use documents::{
     Outcome, Role, Status, StatusMeta, Tail, Task, TaskMeta, Worker, WorkerMeta, decode_epoch,
 };
 pub use names::{Address, Instance, LiveName, NameError, TaskName, WorkerName};
+pub use output::{OutputPath, Stream};

@@ -74,7 +74,7 @@ pub struct TaskName(u32);
 
 impl TaskName {
     /// The task with this sequence number.
-    pub fn from_number(number: u32) -> Self {
+    pub const fn from_number(number: u32) -> Self {
         TaskName(number)
     }
 }
@@ -119,6 +119,12 @@ impl Address {
     /// `host:port`.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        let port = self.0.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        port.expect("it was parsed before")
     }
 }
 
@@ -223,6 +229,7 @@ mod tests {
         check_address("master1.example.com:2223", true);
         check_address("127.0.0.1:1", true);
         check_address("[::1]:2223", true);
+        assert_eq!("[::1]:2223".parse::<Address>().map(|address| address.port()), Ok(2223));
         for bad in ["", ":", "host", "host:", ":2223", "host:0", "host:65536", "a b:1", "::1:22", "h/o:1", "h\n:1"] {
             check_address(bad, false);
         }

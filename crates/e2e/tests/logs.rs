@@ -1,0 +1,241 @@
+//! The output of tasks, as the worker serves it.
+
+mod common;
+
+use common::{Bench, SECOND, well};
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use e2e::{Daemon, Port, wait_for};
+use znode_paths::{OutputPath, Stream, TaskName};
+
+/// A master and a worker `w` that serves at a port.
+struct Served {
+    bench: Bench,
+    master: Daemon,
+    worker: Daemon,
+    port: Port,
+}
+
+impl std::ops::Deref for Served {
+    type Target = Bench;
+
+    fn deref(&self) -> &Bench {
+        &self.bench
+    }
+}
+
+impl Served {
+    #[track_caller]
+    fn start(name: &str) -> Served {
+        let bench = Bench::shared(name);
+        let port = Port::claim();
+        let master = bench.master("m:2223").start();
+        let worker = bench.worker("w").args(["--address", &port.address(), "--listen", &port.address()]).start();
+        bench.tree.wait_worker("w");
+        Served { bench, master, worker, port }
+    }
+
+    /// Sends anything, and returns all that comes back.
+    fn say(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut socket = TcpStream::connect(self.port.address()).expect("the worker listens");
+        socket.set_read_timeout(Some(30 * SECOND)).expect("30 s are no zero");
+        socket.write_all(bytes).ok(); // it may have heard enough
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).ok(); // what came counts
+        answer
+    }
+
+    fn get(&self, target: &str) -> String {
+        let answer = self.say(format!("GET {target} HTTP/1.1\r\nHost: w\r\n\r\n").as_bytes());
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// The czxid of the assignment of a task that runs.
+    #[track_caller]
+    fn fence(&self, task: TaskName) -> i64 {
+        let path = format!("/assign/w/{task}");
+        wait_for("the assignment", || self.tree.stat(&path).map(|stat| stat.czxid).ok_or_else(|| self.tree.picture()))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            well(&[&self.master, &self.worker]);
+        }
+    }
+}
+
+/// The chunks of a complete answer.
+#[track_caller]
+fn body(answer: &str) -> String {
+    let (head, mut rest) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("chunked"), "{head}");
+    let mut body = String::new();
+    loop {
+        let (size, after) = rest.split_once("\r\n").expect("a chunk has a size");
+        let size = usize::from_str_radix(size, 16).expect("sizes are hexadecimal");
+        if size == 0 {
+            assert_eq!(after, "\r\n", "the end is the end");
+            return body;
+        }
+        body += &after[..size];
+        rest = after[size..].strip_prefix("\r\n").expect("a chunk ends its line");
+    }
+}
+
+#[test]
+fn a_worker_serves_what_runs_and_what_ran() {
+    let served = Served::start("serves");
+    let command = format!("echo one; echo two >&2; rm -r \"$ZK_TASK_DIR\"; {}; echo three", served.gate("go"));
+    let task = served.tree.submit_with(&command, |_| ());
+    let fence = served.fence(task);
+    let path = |stream| OutputPath { task, fence, stream }.to_string();
+    let stdout = path(Stream::Stdout);
+    // Whoever follows may be there before the start.
+    let (head, follower) = std::thread::scope(|scope| {
+        let follower = scope.spawn(|| served.get(&format!("{stdout}?follow&offset=1")));
+        let head = wait_for("the first line", || match served.get(&stdout) {
+            answer if answer.contains("one") => Ok(answer),
+            answer => Err(answer),
+        });
+        served.open("go");
+        (head, follower.join().expect("it does not panic"))
+    });
+    assert_eq!(body(&head), "one\n");
+    assert_eq!(body(&follower), "ne\nthree\n", "the folder is gone, the bytes are there");
+    served.tree.expect(task, "done");
+
+    let task = served.tree.submit_with("printf abcdef; printf err >&2", |_| ());
+    let fence = served.tree.expect(task, "done").meta.expect("it has metadata").fence.expect("it was started");
+    let path = |stream| OutputPath { task, fence, stream }.to_string();
+    assert_eq!(body(&served.get(&path(Stream::Stdout))), "abcdef");
+    assert_eq!(body(&served.get(&format!("{}?follow&offset=4", path(Stream::Stdout)))), "ef");
+    assert_eq!(body(&served.get(&format!("{}?offset=7", path(Stream::Stdout)))), "");
+    assert_eq!(body(&served.get(&path(Stream::Stderr))), "err");
+    for bad in ["?offset=-1", "?offset=x", "?offset=", "?offset=99999999999999999999"] {
+        assert!(served.get(&format!("{}{bad}", path(Stream::Stdout))).starts_with("HTTP/1.1 400 "), "{bad}");
+    }
+}
+
+#[test]
+fn nothing_but_output_is_served() {
+    let served = Served::start("nothing-else");
+    let task = served.tree.submit_with("echo hidden > secret; ln -s /etc/passwd $ZK_TASK_DIR/stdin", |_| ());
+    let fence = served.tree.expect(task, "done").meta.expect("it has metadata").fence.expect("it was started");
+    let folder = format!("/tasks/{task}/{fence}");
+    for target in [
+        "/",
+        "/tasks",
+        "/metrics",
+        "/../../../../etc/passwd",
+        "/tasks/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        &folder,
+        &format!("{folder}/"),
+        &format!("{folder}/files/secret"),
+        &format!("{folder}/stdin"),
+        &format!("{folder}/../{fence}/stdout"),
+        &format!("{folder}/..%2f..%2f.lock"),
+        &format!("{folder}/stdout/"),
+        &format!("{folder}/stdout%00"),
+        &format!("/tasks/{task}/{}/stdout", fence + 1),
+        &format!("/tasks/task-0000000009/{fence}/stdout"),
+    ] {
+        let answer = served.get(target);
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{target}: {answer}");
+    }
+}
+
+#[test]
+fn rubbish_is_refused_and_the_worker_works_on() {
+    let served = Served::start("rubbish");
+    for rubbish in [
+        &b"\0\xff\0\xff"[..],
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        b"SSH-2.0-x\r\n",
+        b"GET /healthz\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: w\r\n folded: x\r\n\r\n",
+    ] {
+        let answer = served.say(rubbish);
+        assert!(answer.starts_with(b"HTTP/1.1 400 "), "{rubbish:?}: {}", String::from_utf8_lossy(&answer));
+    }
+    let long = format!("GET /{} HTTP/1.1\r\nHost: w\r\n\r\n", "x".repeat(1 << 20));
+    assert!(served.say(long.as_bytes()).starts_with(b"HTTP/1.1 431 "));
+    assert!(served.say(b"POST /healthz HTTP/1.1\r\nHost: w\r\n\r\n").starts_with(b"HTTP/1.1 405 "));
+    assert!(served.get("/healthz").ends_with("\r\n\r\nok\n"));
+    let task = served.tree.submit("true");
+    served.tree.expect(task, "done");
+}
+
+#[test]
+fn hundreds_of_slow_connections_hold_up_neither_tasks_nor_the_next_one_who_asks() {
+    let served = Served::start("slow");
+    let slow: Vec<TcpStream> = (0..400)
+        .map(|number| {
+            let mut socket = TcpStream::connect(served.port.address()).expect("it is accepted, or will be");
+            if number % 2 == 0 {
+                socket.write_all(b"GET / HT").ok(); // it may be closed at once
+            }
+            socket
+        })
+        .collect();
+    let tasks: Vec<TaskName> = (0..20).map(|_| served.tree.submit("true")).collect();
+    assert_eq!(served.tree.wait_all(&tasks), 20);
+    // They are cut off after 10 s, with all of them still there.
+    wait_for("an answer", || match served.get("/healthz") {
+        answer if answer.starts_with("HTTP/1.1 200 ") => Ok(()),
+        answer => Err(answer),
+    });
+    drop(slow);
+}
+
+#[test]
+fn a_taken_port_is_one_line_and_1() {
+    let served = Served::start("taken");
+    let address = served.port.address();
+    let number = served.port.number();
+    for (program, args) in
+        [("zk-worker", vec!["--name", "x", "--listen", &address]), ("zk-master", vec!["--listen", &address])]
+    {
+        let work_dir = served.path("other");
+        let daemon = Daemon::named(program).args(["--zk", &served.zk]).args(args).env("ZK_WORK_DIR", work_dir).start();
+        assert_eq!(daemon.wait_exit(30 * SECOND).code(), Some(1));
+        let said = daemon.stderr();
+        assert!(said.starts_with(&format!("{program}: cannot listen at {address}, choose another")), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // By default it is the port of the address.
+    let worker = served.bench.worker("y").env_remove("ZK_LISTEN").args(["--address", &format!("y:{number}")]).start();
+    assert_eq!(worker.wait_exit(30 * SECOND).code(), Some(1));
+    assert!(worker.stderr().contains(&format!("cannot listen at *:{number}")), "{}", worker.stderr());
+    // A master that was not told to listen there does without.
+    let master = Daemon::named("zk-master").args(["--zk", &served.zk, "--address", &format!("n:{number}")]);
+    let master = master.env_remove("ZK_LISTEN").start();
+    master.wait_stderr("serving no /healthz");
+    master.wait_stderr("standing by");
+}
+
+#[test]
+fn a_master_says_whether_it_goes_round() {
+    let bench = Bench::shared("healthz");
+    let port = Port::claim();
+    let address = port.address();
+    let master = bench.master(&address).args(["--listen", &address]).start();
+    master.wait_stderr("primary fence=");
+    let ask = |target: &str| {
+        let mut socket = TcpStream::connect(&address).expect("it listens");
+        write!(socket, "GET {target} HTTP/1.1\r\nHost: m\r\n\r\n").expect("it listens");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("it answers");
+        answer
+    };
+    assert!(ask("/healthz").starts_with("HTTP/1.1 200 "));
+    assert!(ask("/tasks/task-0000000000/1/stdout").starts_with("HTTP/1.1 404 "));
+    well(&[&master]);
+}
