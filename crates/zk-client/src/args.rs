@@ -1,13 +1,15 @@
 //! The command line, as it is typed.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use zk_cli::CommonArgs;
-use znode_paths::{DecodeError, Task, TaskMeta, TaskName, WorkerName};
+use znode_paths::{Bytes, DecodeError, Task, TaskMeta, TaskName, WorkerName};
 
 use crate::error::Failure;
 use crate::submit::Order;
@@ -125,6 +127,18 @@ struct TaskArgs {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i64,
 
+    /// How long an attempt may run; then it is stopped, and the task ends as `timeout`
+    #[arg(long, value_name = "DURATION", value_parser = time_limit)]
+    timeout: Option<Duration>,
+
+    /// How often it is started again after its command failed
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "no_requeue")]
+    retries: u32,
+
+    /// The pause before the first retry; doubled for each further one, up to an hour
+    #[arg(long, value_name = "DURATION", default_value = "0s", requires = "retries", value_parser = zk_cli::duration)]
+    backoff: Duration,
+
     /// How often it may be started when workers are lost under it [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: Option<u32>,
@@ -153,9 +167,14 @@ struct TaskArgs {
     #[arg(long, value_name = "DIR", value_parser = folder)]
     cwd: Option<String>,
 
+    /// A file for it to read on its standard input, at most 512 KiB; `-` is the standard input of zk-client
+    #[arg(long, value_name = "FILE")]
+    stdin: Option<PathBuf>,
+
     /// Write just the command, without metadata, as somebody with zkCli.sh would
     #[arg(long, conflicts_with_all =
-          ["name", "priority", "max_attempts", "no_requeue", "on", "require", "after", "env", "cwd"])]
+          ["name", "priority", "timeout", "retries", "backoff", "max_attempts", "no_requeue", "on", "require", "after",
+           "env", "cwd", "stdin"])]
     plain: bool,
 
     /// Several words are quoted for the shell word by word; a single one is a shell command line as it stands
@@ -180,6 +199,28 @@ fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("it is KEY=VALUE".to_owned()),
     }
+}
+
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match zk_cli::duration(text)? {
+        Duration::ZERO => Err("nothing could run".to_owned()),
+        limit => Ok(limit),
+    }
+}
+
+/// The most that `--stdin` takes, in bytes: with its metadata it has to fit into a znode, also in base64.
+const MAX_STDIN: u64 = 512 * 1024;
+
+/// What a task is to read on its standard input.
+fn input(path: &Path) -> Result<Bytes, Failure> {
+    let read = |from: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        from.take(MAX_STDIN + 1).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let read =
+        if path == Path::new("-") { read(&mut io::stdin()) } else { File::open(path).and_then(|mut f| read(&mut f)) };
+    let bytes = read.map_err(|error| Error::Stdin(path.to_owned(), error).of("submit the task"))?;
+    if bytes.len() as u64 > MAX_STDIN { Err(Error::StdinTooLong.of("submit the task")) } else { Ok(Bytes(bytes)) }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -233,7 +274,8 @@ impl TaskArgs {
                 .map_err(|_| Error::Command(DecodeError::NulInCommand).of("submit the task"))?,
         };
         let submit = (!self.plain).then(random_id);
-        let meta = submit.clone().map(|id| self.meta(id));
+        let stdin = self.stdin.as_deref().map(input).transpose()?;
+        let meta = submit.clone().map(|id| TaskMeta { stdin, ..self.meta(id) });
         let data = Task { command, meta }.encode_checked().map_err(|error| {
             let error = match error {
                 DecodeError::TooLong(bytes) => Error::TooLong(bytes),
@@ -249,6 +291,9 @@ impl TaskArgs {
         TaskMeta {
             name: self.name,
             priority: self.priority,
+            timeout_ms: self.timeout.map(millis),
+            retries: self.retries,
+            backoff_ms: millis(self.backoff),
             max_attempts: self.max_attempts.unwrap_or(defaults.max_attempts),
             no_requeue: self.no_requeue,
             on: self.on,
@@ -259,6 +304,10 @@ impl TaskArgs {
             ..defaults
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Two submits with the same id would be one task.
@@ -320,7 +369,13 @@ mod tests {
     #[test]
     fn a_plain_task_is_its_command_and_nothing_else() {
         assert_eq!(submitted(&["--plain", "--", "cmd"]), Ok(Task::plain("cmd")));
-        for option in [&["--name", "x"][..], &["--no-requeue"], &["--env", "A=b"], &["--after", "task-0000000000"]] {
+        for option in [
+            &["--name", "x"][..],
+            &["--no-requeue"],
+            &["--env", "A=b"],
+            &["--after", "task-0000000000"],
+            &["--timeout", "1s"],
+        ] {
             let line = [&["--plain"], option, &["--", "cmd"]].concat();
             assert!(submitted(&line).is_err(), "{option:?}");
         }
@@ -329,7 +384,7 @@ mod tests {
     #[test]
     fn options_become_metadata() {
         let line = "--name n --priority -5 --max-attempts 1 --no-requeue --on w --require a=b --require c= \
-                    --after task-0000000001 --env X=1=2 --cwd /tmp cmd";
+                    --after task-0000000001 --env X=1=2 --cwd /tmp --timeout 5m cmd";
         let meta = submitted(&line.split_whitespace().collect::<Vec<_>>()).unwrap().meta.unwrap();
         let expected = TaskMeta {
             name: Some("n".into()),
@@ -341,9 +396,35 @@ mod tests {
             after: vec![TaskName::from_number(1)],
             env: BTreeMap::from([("X".into(), "1=2".into())]),
             cwd: Some("/tmp".into()),
+            timeout_ms: Some(300_000),
             ..TaskMeta::new(meta.submit.clone().unwrap())
         };
         assert_eq!(meta, expected);
+    }
+
+    #[test]
+    fn failures_can_be_tried_again_but_not_of_what_may_start_once() {
+        let meta = submitted(&["--retries", "3", "--backoff", "1500ms", "x"]).unwrap().meta.unwrap();
+        assert_eq!((meta.retries, meta.backoff_ms), (3, 1500));
+        for bad in [&["--backoff", "1s", "x"][..], &["--retries", "1", "--no-requeue", "x"], &["--timeout", "0s", "x"]]
+        {
+            assert!(submitted(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_can_be_its_standard_input_if_it_is_not_too_long() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let check = |bytes: Vec<u8>| {
+            std::fs::write(file.path(), &bytes).unwrap();
+            let read = submitted(&["--stdin", file.path().to_str().unwrap(), "cat"]);
+            read.map(|task| assert_eq!(task.meta.unwrap().stdin, Some(Bytes(bytes))))
+        };
+        // The longest that are as long as can be in JSON.
+        assert_eq!(check(vec![0xff; 512 * 1024]), Ok(()));
+        assert_eq!(check(b"\"\\".repeat(256 * 1024)), Ok(()));
+        assert!(check(vec![b'x'; 512 * 1024 + 1]).unwrap_err().contains("512 KiB"));
+        assert!(submitted(&["--stdin", "/nowhere", "cat"]).unwrap_err().contains("/nowhere"));
     }
 
     #[test]

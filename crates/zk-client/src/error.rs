@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use znode_paths::{DecodeError, MAX_DATA, TaskName, WorkerName, paths};
@@ -18,6 +19,12 @@ pub enum Error {
     /// No worker could run this, or it would be read as something else.
     #[error(transparent)]
     Command(DecodeError),
+    /// The file of `--stdin` cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Stdin(PathBuf, io::Error),
+    /// It is too long to be a part of the task.
+    #[error("the standard input has more than 512 KiB: put it into a file that the worker can read")]
+    StdinTooLong,
     /// ZooKeeper would not take it.
     #[error(
         "the command and its options have {0} bytes, the limit is {MAX_DATA}: put the data into a file and submit its name"

@@ -50,7 +50,7 @@ pub fn of_command(status: &Status) -> Option<u8> {
 /// What an error makes of any command.
 pub fn of_error(error: &Error) -> u8 {
     match error {
-        Error::Option(_) | Error::Command(_) => USAGE,
+        Error::Option(_) | Error::Command(_) | Error::Stdin(..) | Error::StdinTooLong => USAGE,
         Error::TooLong(_)
         | Error::Signals(_)
         | Error::NotReached { .. }

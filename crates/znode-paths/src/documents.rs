@@ -446,9 +446,15 @@ struct BytesInJson<'a> {
 
 impl BytesInJson<'_> {
     fn of(bytes: &[u8]) -> BytesInJson<'_> {
-        // A control character takes six bytes in JSON, base64 never more than a third on top.
-        let controls = bytes.iter().filter(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()).count();
-        let text = std::str::from_utf8(bytes).ok().filter(|text| controls * 20 <= text.len());
+        // Base64 takes a third more. JSON takes a byte more for a quote or a line break and five for other control
+        // characters; of a short text, which somebody may read, that doesn't matter.
+        let more = |byte: &u8| match byte {
+            b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 1,
+            byte if byte.is_ascii_control() => 5,
+            _ => 0,
+        };
+        let more: usize = bytes.iter().map(more).sum();
+        let text = std::str::from_utf8(bytes).ok().filter(|text| more <= text.len() / 3 + 64);
         let base64 = text.is_none().then(|| BASE64.encode(bytes));
         BytesInJson { text: text.map(Into::into), base64 }
     }
