@@ -2,72 +2,12 @@
 
 mod common;
 
-use common::{Bench, SECOND, inner, well};
+use common::{Bench, Pair, SECOND, inner, lives, well};
 
 use std::{fs, path::Path};
 
-use e2e::{Daemon, stays, wait_for};
-use znode_paths::{Drain, MAX_DATA, Outcome, StatusMeta, TaskName, paths};
-
-/// A master and a worker `w` with two slots.
-struct Pair {
-    bench: Bench,
-    master: Daemon,
-    worker: Daemon,
-}
-
-impl std::ops::Deref for Pair {
-    type Target = Bench;
-
-    fn deref(&self) -> &Bench {
-        &self.bench
-    }
-}
-
-impl Pair {
-    #[track_caller]
-    fn start(name: &str) -> Pair {
-        Pair::with(name, &[])
-    }
-
-    #[track_caller]
-    fn with(name: &str, args: &[&str]) -> Pair {
-        let bench = Bench::shared(name);
-        let master = bench.master("m:2223").start();
-        let worker = bench.worker("w").args(args).start();
-        bench.tree.wait_worker("w");
-        Pair { bench, master, worker }
-    }
-
-    /// Runs a command to its end.
-    #[track_caller]
-    fn run(&self, command: &str, word: &str) -> StatusMeta {
-        let task = self.tree.submit_with(command, |_| ());
-        self.tree.expect(task, word).meta.expect("a task with metadata has a status with metadata")
-    }
-
-    /// Runs a command to its good end, and returns what it printed.
-    #[track_caller]
-    fn output(&self, command: &str) -> String {
-        let meta = self.run(command, "done");
-        String::from_utf8(meta.stdout.expect("the tail of stdout").bytes).expect("the output is text")
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.tree.wait_nothing_assigned();
-            well(&[&self.master, &self.worker]);
-        }
-    }
-}
-
-/// Whether a process is there and not just waiting to be reaped.
-fn lives(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
-}
+use e2e::{stays, wait_for};
+use znode_paths::{Drain, MAX_DATA, Outcome, TaskName, paths};
 
 // --- ends
 
@@ -203,7 +143,7 @@ fn a_variable_that_cannot_be_set_fails_the_task_with_the_reason() {
         });
         let meta = pair.tree.expect(task, "failed").meta.unwrap();
         assert!(meta.reason.as_ref().is_some_and(|reason| reason.contains("environment variable")), "{meta:?}");
-        assert_eq!(meta.exit_code, None);
+        assert_eq!(meta.exit_code, Some(126));
     }
 }
 

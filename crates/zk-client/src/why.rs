@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use zk_master::plan::{self, Next, Retention, Step, Wait};
 use zk_master::view::{Known, Open, View};
-use znode_paths::{Assignment, Outcome, Status, TaskName, WorkerName};
+use znode_paths::{Assignment, AttemptKind, Outcome, Status, TaskName, WorkerName};
 
 use crate::render::age;
 
@@ -77,6 +77,7 @@ pub enum Cause {
     NoMaster { then: Box<Cause> },
     MasterByHand { address: String, then: Box<Cause> },
     Waiting { after: TaskName },
+    Pausing { failures: usize, left: Duration },
     NoWorker,
     NoneMatches { workers: usize, asked: String },
     OutOfService { workers: Vec<(WorkerName, &'static str)> },
@@ -108,6 +109,7 @@ impl Cause {
             Cause::NoMaster { .. } => "no_master",
             Cause::MasterByHand { .. } => "master_by_hand",
             Cause::Waiting { .. } => "waiting",
+            Cause::Pausing { .. } => "pausing",
             Cause::NoWorker => "no_worker",
             Cause::NoneMatches { .. } => "none_matches",
             Cause::OutOfService { .. } => "out_of_service",
@@ -198,6 +200,9 @@ impl fmt::Display for Cause {
                 "the primary is {address:?}, played by hand: whoever that is decides; by the rules of zk-master: {then}"
             ),
             Cause::Waiting { after } => write!(f, "it waits for {after} to be done"),
+            Cause::Pausing { failures, left } => {
+                write!(f, "its command failed, it is tried again in {}; failures so far: {failures}", age(*left))
+            }
             Cause::NoWorker => f.write_str("no worker is registered (start zk-worker)"),
             Cause::NoneMatches { workers, asked } => {
                 write!(f, "none of the workers that are registered ({workers}) has what it asks for: {asked}")
@@ -340,6 +345,11 @@ fn unassigned(view: &View, name: TaskName, open: &Open) -> Cause {
         Next::End(Outcome::Cancelled, reason) => Cause::PredecessorFailed { reason },
         Next::End(_, reason) => Cause::Undecodable { reason },
         Next::Wait(Wait::After(after)) => Cause::Waiting { after },
+        Next::Wait(Wait::Until(at_ms)) => {
+            let failed = open.attempts.values().filter(|record| record.kind == Some(AttemptKind::Failed));
+            let left = Duration::from_millis(u64::try_from(at_ms - view.now_ms).unwrap_or(0));
+            Cause::Pausing { failures: failed.count(), left }
+        }
         Next::Record(..) | Next::BackTo(_) | Next::Wait(Wait::Holder(_)) => {
             unreachable!("only a primary, which watches, knows of an assignment that vanished")
         }
@@ -418,8 +428,8 @@ fn out_of_service(view: &View, worker: &WorkerName) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zk_master::view::{Desk, Stage};
-    use znode_paths::{AssignmentMeta, AttemptKind, Instance, TaskMeta, Worker, WorkerMeta};
+    use zk_master::view::{Desk, Recorded, Stage};
+    use znode_paths::{AssignmentMeta, Instance, TaskMeta, Worker, WorkerMeta};
 
     const NOW_MS: i64 = 1_000_000;
     const FENCE: i64 = 50;
@@ -595,7 +605,8 @@ mod tests {
         Scene::new().task(7, |open| open.cancel = true).is("cancelled_unstarted", "pending", "before it started");
         let used_up = |open: &mut Open| {
             ask(open).max_attempts = 2;
-            open.attempts = BTreeMap::from([(1, Some(AttemptKind::Lost)), (2, None)]);
+            let lost = |kind| Recorded { kind, at_ms: 0 };
+            open.attempts = BTreeMap::from([(1, lost(Some(AttemptKind::Lost))), (2, lost(None))]);
         };
         Scene::new().task(7, used_up).is("attempts_used_up", "pending", "attempt 2 of 2");
         let after = |open: &mut Open| ask(open).after = vec![task(3)];
@@ -606,6 +617,12 @@ mod tests {
         );
         Scene::new().ended(3, "failed").task(7, after).is("predecessor_failed", "pending", "is failed");
         Scene::new().task(3, |_| ()).task(7, after).is("waiting", "pending", "it waits for task-0000000003 to be done");
+        let failed = |open: &mut Open| {
+            (ask(open).retries, ask(open).backoff_ms) = (3, 60_000);
+            let failed = Recorded { kind: Some(AttemptKind::Failed), at_ms: NOW_MS };
+            open.attempts = BTreeMap::from([(1, failed)]);
+        };
+        Scene::new().task(7, failed).is("pausing", "pending", "it is tried again in 1m");
         let same = |open: &mut Open| ask(open).submit = Some("submit-7".into());
         Scene::new().task(3, same).is("duplicate", "pending", "a second copy of task-0000000003");
     }

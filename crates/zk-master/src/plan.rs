@@ -80,6 +80,12 @@ pub struct Plan {
     pub look_again_ms: Option<i64>,
 }
 
+impl Plan {
+    pub(crate) fn look_again_at(&mut self, at_ms: i64) {
+        self.look_again_ms = Some(self.look_again_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
+    }
+}
+
 /// Decides what is to be done.
 pub fn plan(view: &View, retention: Retention) -> Plan {
     let living = view.living();
@@ -112,6 +118,7 @@ pub fn plan(view: &View, retention: Retention) -> Plan {
             }
             Next::Record(number, attempt) => plan.chains.push(vec![Step::Record(*name, number, attempt)]),
             Next::BackTo(worker) => plan.chains.push(vec![assign(view, worker, *name, known, open)]),
+            Next::Wait(Wait::Until(at_ms)) => plan.look_again_at(at_ms),
             Next::Wait(_) => {}
             Next::Place => waiting.push((Reverse(priority(open)), *name, known, open)),
         }
@@ -153,6 +160,11 @@ pub fn held_task(
         return vec![unassign];
     }
     if view.holder_lost(worker, assignment, living) {
+        let number = assignment.meta.as_ref().map(|meta| meta.attempt);
+        if number.is_some_and(|number| open.attempts.contains_key(&number)) {
+            // By the primary before us, or by the worker when it had failed; either died before the next step.
+            return vec![unassign];
+        }
         let first = match after_loss(worker, assignment, open) {
             Next::End(outcome, reason) => Step::Finish(name, status(open, outcome, reason)),
             Next::Record(number, attempt) => Step::Record(name, number, attempt),
@@ -190,6 +202,8 @@ pub enum Wait<'a> {
     After(TaskName),
     /// Its assignment vanished, and whoever had it lives but is not registered.
     Holder(&'a WorkerName),
+    /// The pause after a failure is over then, in milliseconds by the servers' clock.
+    Until(i64),
 }
 
 /// What becomes of a task whose worker is lost with it.
@@ -214,8 +228,18 @@ fn after_loss(worker: &WorkerName, assignment: &Assignment, open: &Open) -> Next
 
 /// The attempts that ended because of a lost worker; a record that cannot be read counts, to be on the safe side.
 fn losses(open: &Open) -> BTreeSet<u32> {
-    let lost = open.attempts.iter().filter(|(_, kind)| **kind != Some(AttemptKind::Failed));
+    let lost = open.attempts.iter().filter(|(_, record)| record.kind != Some(AttemptKind::Failed));
     lost.map(|(number, _)| *number).collect()
+}
+
+/// Until when a task pauses after its latest failure, if it has failed: the time of the record is the servers', and the
+/// length of the pause the same for every master ([`TaskMeta::pause_ms`]).
+fn pause_until_ms(czxid: i64, open: &Open) -> Option<i64> {
+    let meta = open.meta.as_ref().ok()?.as_ref()?;
+    let failed = open.attempts.values().filter(|record| record.kind == Some(AttemptKind::Failed));
+    let failures = u32::try_from(failed.clone().count()).unwrap_or(u32::MAX);
+    let latest = failed.map(|record| record.at_ms).max()?;
+    Some(latest.saturating_add_unsigned(meta.pause_ms(czxid, failures)))
 }
 
 fn no_more_starts(open: &Open, losses: usize) -> Option<String> {
@@ -248,7 +272,8 @@ pub fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: 
         };
     }
     if open.cancel {
-        return Next::End(Outcome::Cancelled, "cancelled before it started".to_owned());
+        let when = if open.attempts.is_empty() { "before it started" } else { "before it started again" };
+        return Next::End(Outcome::Cancelled, format!("cancelled {when}"));
     }
     let losses = losses(open).len();
     if losses > 0
@@ -268,7 +293,11 @@ pub fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: 
             }
         }
     }
-    Next::Place
+    let czxid = view.tasks.get(&name).map_or(0, |known| known.czxid);
+    match pause_until_ms(czxid, open) {
+        Some(until_ms) if until_ms > view.now_ms => Next::Wait(Wait::Until(until_ms)),
+        _ => Next::Place,
+    }
 }
 
 /// The status that a primary writes: one word for a task made by hand, as in the transcript; but somebody whose data
@@ -323,18 +352,15 @@ fn assign(view: &View, worker: &WorkerName, name: TaskName, known: &Known, open:
 
 /// What is kept of what has ended, and when to look again.
 fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
-    let mut look_again = |at_ms: i64| {
-        plan.look_again_ms = Some(plan.look_again_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
-    };
     for (worker, since) in &view.missing_since_ms {
         let Some(desk) = view.assign.get(worker) else { continue };
         if view.census_ms - since < SETTLING_MS {
-            look_again(since + SETTLING_MS);
+            plan.look_again_at(since + SETTLING_MS);
         } else if desk.tasks.is_empty() && !desk.drain && !desk.strangers {
             if view.now_ms - since >= DESK_KEPT_MS {
                 plan.chains.push(vec![Step::RemoveDesk(worker.clone())]);
             } else {
-                look_again(since + DESK_KEPT_MS);
+                plan.look_again_at(since + DESK_KEPT_MS);
             }
         }
     }
@@ -357,7 +383,7 @@ fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
         if view.now_ms - at_ms >= age {
             plan.chains.push(vec![Step::Remove(name, "finished long ago")]);
         } else {
-            look_again(at_ms + age);
+            plan.look_again_at(at_ms + age);
         }
     }
 }

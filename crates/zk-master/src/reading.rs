@@ -12,7 +12,7 @@ use znode_paths::{
 };
 
 use crate::plan::{Plan, Step};
-use crate::view::{Desk, Known, Open, Stage, View};
+use crate::view::{Desk, Known, Open, Recorded, Stage, View};
 
 /// The view, and which parts of it are stale.
 #[derive(Debug, Default)]
@@ -71,13 +71,13 @@ impl Reading {
     /// Leaves out of a plan what was refused a moment ago.
     pub(crate) fn leave_out_refused(&self, plan: &mut Plan) {
         let waits = |step: &Step| self.refused.get(&step.path()).copied().filter(|at_ms| *at_ms > self.view.now_ms);
-        plan.chains.retain(|chain| match chain.iter().filter_map(waits).max() {
-            None => true,
-            Some(at_ms) => {
-                plan.look_again_ms = Some(plan.look_again_ms.map_or(at_ms, |earlier| earlier.min(at_ms)));
-                false
-            }
+        let mut again = Vec::new();
+        plan.chains.retain(|chain| {
+            let waits = chain.iter().filter_map(waits).max();
+            again.extend(waits);
+            waits.is_none()
         });
+        again.into_iter().for_each(|at_ms| plan.look_again_at(at_ms));
     }
 
     /// Something changed at a path.
@@ -153,6 +153,8 @@ impl Reading {
         let view = &self.view;
         let strange = |task: &TaskName| !view.tasks.contains_key(task);
         self.stale.tasks |= view.assign.values().any(|desk| desk.tasks.keys().any(strange));
+        // Whoever deleted an assignment may have recorded its attempt before that.
+        self.stale.task.extend(view.vanished.keys());
         if std::mem::take(&mut self.stale.tasks) {
             self.read_tasks(session)?;
         }
@@ -373,7 +375,9 @@ pub fn read_task(
             TaskChild::Attempt(number) => {
                 if let std::collections::btree_map::Entry::Vacant(vacant) = open.attempts.entry(number) {
                     let record = session.read(&paths::attempt(&name, number), false)?;
-                    vacant.insert(record.and_then(|(data, _)| Attempt::decode(&data).kind));
+                    let record = record.map(|(data, stat)| (Attempt::decode(&data).kind, stat.ctime_ms));
+                    let (kind, at_ms) = record.unwrap_or_default();
+                    vacant.insert(Recorded { kind, at_ms });
                 }
             }
         }

@@ -83,7 +83,16 @@ pub struct Open {
     /// Somebody wants it cancelled.
     pub cancel: bool,
     /// The attempts that ended without a status.
-    pub attempts: BTreeMap<u32, Option<AttemptKind>>,
+    pub attempts: BTreeMap<u32, Recorded>,
+}
+
+/// The record of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Recorded {
+    /// How it ended; nothing when the record cannot be understood.
+    pub kind: Option<AttemptKind>,
+    /// When it was recorded, in milliseconds by the servers' clock.
+    pub at_ms: i64,
 }
 
 impl Known {

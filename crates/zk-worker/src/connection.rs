@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use zk_session::{Change, Error, Kind, Session};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
-    Assignment, AssignmentMeta, DecodeError, Drain, Instance, Live, LiveName, Role, Status, StatusMeta, Task, TaskName,
-    Worker, WorkerMeta, decode_epoch,
+    Assignment, AssignmentMeta, Attempt, AttemptKind, DecodeError, Drain, Instance, Live, LiveName, Role, Status,
+    StatusMeta, Task, TaskName, Worker, WorkerMeta, decode_epoch,
 };
 
 use crate::jobs::{Jobs, Stage, Start, Written};
-use crate::judge::{Case, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee};
+use crate::judge::{Case, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left};
 use crate::{Leaving, Life};
 
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
@@ -305,7 +305,7 @@ impl Connection {
         let assignment = Assignment::decode(&data);
         let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
         let (facts, task) = self.read_task(name)?.unzip();
-        let czxid = facts.as_ref().map_or(0, |facts: &TaskFacts| facts.czxid);
+        let (czxid, failures) = facts.as_ref().map_or((0, 0), |facts: &TaskFacts| (facts.czxid, facts.failures));
         let room = jobs.running() < usize::try_from(life.config.slots).unwrap_or(usize::MAX);
         let own = Own { instance: life.instance, room, leaving: life.leaving > Leaving::No };
         let verdict = judge(&Case { assignment: &assignment, epoch, task: facts }, own);
@@ -313,7 +313,8 @@ impl Connection {
             Verdict::Wait => _ = self.waiting.insert(name),
             Verdict::Start(attempt) => {
                 if let Some(Some(task)) = task {
-                    jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt }, life);
+                    let again = retries_left(&task, failures);
+                    jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt, again }, life);
                 }
             }
             Verdict::Leave(why) => {
@@ -386,6 +387,13 @@ impl Connection {
                 None
             }
         };
+        if task.as_ref().is_some_and(|task| retries_left(task, 0)) {
+            for number in &facts.attempts {
+                let record = self.session.read(&paths::attempt(&name, *number), false)?;
+                let kind = record.and_then(|(data, _)| Attempt::decode(&data).kind);
+                facts.failures += u32::from(kind == Some(AttemptKind::Failed));
+            }
+        }
         Ok(Some((facts, task)))
     }
 
@@ -394,12 +402,21 @@ impl Connection {
         let ended: Vec<TaskName> =
             jobs.iter().filter(|(_, job)| matches!(job.stage, Stage::Ended(_))).map(|(name, _)| *name).collect();
         for name in ended {
+            // Something happened to it that was not looked at yet.
+            if self.stale.contains(&name) && self.read_task(name)?.is_some_and(|(facts, _)| facts.cancel) {
+                jobs.cancel_ended(&name);
+            }
+            let written = jobs.written(&name, life);
             let Some(job) = jobs.get(&name) else { continue };
-            let Stage::Ended(written) = &job.stage else { continue };
             let assignment = paths::assignment(&life.config.name, &name);
             let there = || Ok(self.session.stat(&assignment, false)?.map(|stat| stat.czxid));
             if counts(job.instance, life.instance, job.fence, there)? {
-                self.write_result(name, job.attempt, job.fence, written)?;
+                if let Some(written) = &written {
+                    self.write_result(name, job.attempt, job.fence, written)?;
+                }
+                if let Some(Written::Record(Attempt { kind: Some(AttemptKind::Failed), .. })) = &written {
+                    self.give_back(name, job.fence, life)?;
+                }
             } else {
                 log::warn!("dropped the result of task={name}: it was given to somebody else");
             }
@@ -417,7 +434,7 @@ impl Connection {
         };
         match (self.session.create(&path, &data, Kind::Persistent), written) {
             (Ok(_), Written::Status(status)) => log::info!("reported task={name} status={}", status.outcome.word()),
-            (Ok(_), Written::Record(_)) => log::info!("recorded a lost attempt task={name} attempt={attempt}"),
+            (Ok(_), Written::Record(record)) => log::info!("recorded a {} task={name} attempt={attempt}", kind(record)),
             (Err(Error::NodeExists(_)), Written::Record(_)) => {}
             (Err(Error::NodeExists(_)), Written::Status(_)) => {
                 // Ours, if the answer to an earlier try was lost.
@@ -435,6 +452,16 @@ impl Connection {
             (Err(error), _) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Deletes the assignment that was started: its attempt is recorded, and the primary assigns the task anew. Where that
+    /// is gone, and another one at its path that comes between these two requests, it is one that was not started.
+    fn give_back(&self, name: TaskName, fence: i64, life: &Life) -> Result<(), Error> {
+        let path = paths::assignment(&life.config.name, &name);
+        match self.session.stat(&path, false)? {
+            Some(stat) if stat.czxid == fence => done_already(self.session.delete(&path, Some(stat.version))),
+            _ => Ok(()),
+        }
     }
 
     /// Leaves so that nothing can be assigned any more: without its node below `/assign` the primary cannot create an
@@ -456,6 +483,13 @@ impl Connection {
             Err(Error::NotEmpty(_) | Error::BadVersion(_)) => Ok(Next::Wait),
             Err(error) => Err(error),
         }
+    }
+}
+
+fn kind(record: &Attempt) -> &'static str {
+    match record.kind {
+        Some(AttemptKind::Failed) => "failed attempt",
+        _ => "lost attempt",
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal};
-use znode_paths::{Attempt, AttemptMeta, Instance, Outcome, Status, StatusMeta, Task, TaskName};
+use znode_paths::{Attempt, AttemptMeta, Instance, Status, StatusMeta, Task, TaskName};
 
 use crate::judge::{Report, Starts, Why, report};
 use crate::output::Folder;
@@ -31,7 +31,11 @@ pub(crate) struct Job {
     pub(crate) instance: Instance,
     /// The task was made by hand: its status is one word.
     plain: bool,
+    /// After a failure there is another attempt.
+    again: bool,
     start_ms: u64,
+    /// When its time limit passes.
+    limit_at: Option<Instant>,
     folder: Option<Folder>,
     pub(crate) stage: Stage,
 }
@@ -40,8 +44,8 @@ pub(crate) struct Job {
 pub(crate) enum Stage {
     /// It runs, or is being stopped.
     Running { pid: Pid, stop: Option<Stop> },
-    /// It has ended: this is to be written.
-    Ended(Written),
+    /// It has ended, and that is to be written.
+    Ended(End),
 }
 
 /// It is being stopped.
@@ -51,8 +55,18 @@ pub(crate) struct Stop {
     kill_at: Option<Instant>,
 }
 
+/// How a start ended.
+pub(crate) struct End {
+    /// Nothing when it could not be started.
+    exited: Option<Exited>,
+    /// Why it was stopped.
+    why: Option<Why>,
+    /// Why it could not be started.
+    error: Option<String>,
+    at_ms: u64,
+}
+
 /// What is to be written about an end.
-#[derive(Clone)]
 pub(crate) enum Written {
     /// `/tasks/<task>/status`.
     Status(Status),
@@ -67,6 +81,8 @@ pub(crate) struct Start<'a> {
     pub(crate) czxid: i64,
     pub(crate) fence: i64,
     pub(crate) attempt: u32,
+    /// After a failure there is another attempt.
+    pub(crate) again: bool,
 }
 
 impl Jobs {
@@ -109,27 +125,49 @@ impl Jobs {
         self.jobs.remove(name);
     }
 
-    /// When something is to be killed.
+    /// When something is to be stopped or killed.
     pub(crate) fn wake(&self) -> Option<Instant> {
-        let kill_at = |job: &Job| match &job.stage {
+        let at = |job: &Job| match &job.stage {
             Stage::Running { stop: Some(stop), .. } => stop.kill_at,
-            _ => None,
+            Stage::Running { stop: None, .. } => job.limit_at,
+            Stage::Ended(_) => None,
         };
-        self.jobs.values().filter_map(kill_at).min()
+        self.jobs.values().filter_map(at).min()
+    }
+
+    /// Does what is to be done by now: stops what has run for too long, and kills what did not stop when it was asked to.
+    pub(crate) fn keep_time(&mut self, life: &Life) {
+        let now = Instant::now();
+        let passed = |job: &Job| job.limit_at.is_some_and(|at| at <= now);
+        let late: Vec<TaskName> = self.jobs.iter().filter(|(_, job)| passed(job)).map(|(name, _)| *name).collect();
+        for name in late {
+            self.stop(&name, Why::TimedOut, life);
+        }
+        for (name, job) in &mut self.jobs {
+            if let Stage::Running { pid, stop: Some(stop) } = &mut job.stage
+                && stop.kill_at.is_some_and(|at| at <= now)
+            {
+                log::warn!("killing task={name}: it did not stop within its grace period");
+                self.processes.signal(*pid, Signal::KILL);
+                stop.kill_at = None;
+            }
+        }
     }
 
     /// Starts a command. When it cannot be started, that is its end.
     pub(crate) fn start(&mut self, start: &Start<'_>, life: &Life) {
-        let Start { name, task, fence, attempt, .. } = *start;
+        let Start { name, task, czxid, fence, attempt, again } = *start;
         let mut job = Job {
-            task: start.czxid,
+            task: czxid,
             fence,
             attempt,
             instance: life.instance,
             plain: task.meta.is_none(),
+            again,
             start_ms: now_ms(),
+            limit_at: task.meta.as_ref().and_then(|meta| meta.timeout_ms).and_then(limit_at),
             folder: None,
-            stage: Stage::Ended(Written::Status(Status::plain(Outcome::Failed))),
+            stage: Stage::Ended(End { exited: None, why: None, error: None, at_ms: now_ms() }),
         };
         let started = match command(start, life) {
             Ok((command, folder)) => {
@@ -147,19 +185,23 @@ impl Jobs {
             Err(NotStarted::Expired) => return,
             Err(NotStarted::Failed(error)) => {
                 log::warn!("cannot start task={name} attempt={attempt}: {error}");
-                let reason = format!("cannot start it: {error}");
-                Stage::Ended(Written::Status(job.status(Outcome::Failed, None, Some(reason), life)))
+                let error = Some(format!("cannot start it: {error}"));
+                Stage::Ended(End { exited: None, why: None, error, at_ms: now_ms() })
             }
         };
         self.jobs.insert(name, job);
     }
 
-    /// Asks a running task to stop: SIGTERM now, SIGKILL after the grace period. The first reason counts.
+    /// Asks a running task to stop: SIGTERM now, SIGKILL after the grace period. Of several reasons the greatest counts.
     pub(crate) fn stop(&mut self, name: &TaskName, why: Why, life: &Life) {
-        if let Some(Job { stage: Stage::Running { pid, stop: stop @ None }, .. }) = self.jobs.get_mut(name) {
-            log::info!("stopping task={name}: {}", reason(why));
-            self.processes.signal(*pid, Signal::TERM);
-            *stop = Some(Stop { why, kill_at: Some(Instant::now() + life.config.grace) });
+        match self.jobs.get_mut(name).map(|job| &mut job.stage) {
+            Some(Stage::Running { pid, stop: stop @ None }) => {
+                log::info!("stopping task={name}: {}", reason(why));
+                self.processes.signal(*pid, Signal::TERM);
+                *stop = Some(Stop { why, kill_at: Some(Instant::now() + life.config.grace) });
+            }
+            Some(Stage::Running { stop: Some(stop), .. }) => stop.why = stop.why.max(why),
+            Some(Stage::Ended(_)) | None => {}
         }
     }
 
@@ -170,53 +212,54 @@ impl Jobs {
         }
     }
 
-    /// Kills what did not stop within its grace period.
-    pub(crate) fn escalate(&mut self) {
-        let now = Instant::now();
-        for (name, job) in &mut self.jobs {
-            if let Stage::Running { pid, stop: Some(stop) } = &mut job.stage
-                && stop.kill_at.is_some_and(|at| at <= now)
-            {
-                log::warn!("killing task={name}: it did not stop within its grace period");
-                self.processes.signal(*pid, Signal::KILL);
-                stop.kill_at = None;
-            }
-        }
-    }
-
     /// Takes note that a command ended. Returns whether there is something to be written, or room again.
-    pub(crate) fn on_exit(&mut self, exited: &Exited, life: &Life) -> bool {
+    pub(crate) fn on_exit(&mut self, exited: Exited, life: &Life) -> bool {
         let is_it = |job: &Job| matches!(&job.stage, Stage::Running { pid, .. } if *pid == exited.pid);
-        let Some(name) = self.jobs.iter().find(|(_, job)| is_it(job)).map(|(name, _)| *name) else { return false };
-        let Some(job) = self.jobs.get_mut(&name) else { return false };
-        let Stage::Running { stop, .. } = &job.stage else { return false };
+        let Some((name, job)) = self.jobs.iter_mut().find(|(_, job)| is_it(job)) else { return false };
+        let (name, Stage::Running { stop, .. }) = (*name, &job.stage) else { return false };
         let why = stop.as_ref().map(|stop| stop.why);
         if self.processes.expired() && life.config.on_lost == crate::OnLost::Kill {
             // It was killed with everything else, or might have been: to the primary we are lost.
             self.jobs.remove(&name);
             return false;
         }
-        log::info!("ended task={name} attempt={} {}", job.attempt, how(exited));
+        log::info!("ended task={name} attempt={} {}", job.attempt, how(&exited));
         if let Some(folder) = &job.folder {
             folder.close();
         }
-        match report(why, exited.code == Some(0)) {
-            Report::Status(outcome) => {
-                job.stage = Stage::Ended(Written::Status(job.status(outcome, Some(exited), why.map(reason), life)));
-            }
-            Report::Lost => {
-                let meta = AttemptMeta {
-                    worker: Some(life.config.name.clone()),
-                    instance: Some(job.instance),
-                    fence: Some(job.fence),
-                    reason: reason(Why::Revoked),
-                    ..AttemptMeta::default()
-                };
-                job.stage = Stage::Ended(Written::Record(Attempt::lost(meta)));
-            }
-            Report::Nothing => _ = self.jobs.remove(&name),
-        }
+        job.stage = Stage::Ended(End { exited: Some(exited), why, error: None, at_ms: now_ms() });
         true
+    }
+
+    /// Somebody asked for its cancellation while its end was not yet written: a task that is cancelled is never reported as
+    /// anything else.
+    pub(crate) fn cancel_ended(&mut self, name: &TaskName) {
+        if let Some(Job { stage: Stage::Ended(end), .. }) = self.jobs.get_mut(name) {
+            end.why = end.why.max(Some(Why::Cancelled));
+        }
+    }
+
+    /// What is to be written about one that has ended.
+    pub(crate) fn written(&self, name: &TaskName, life: &Life) -> Option<Written> {
+        let job = self.jobs.get(name)?;
+        let Stage::Ended(end) = &job.stage else { return None };
+        let limit = life.config.output_limit;
+        let tails = |limit| job.folder.as_ref().map_or((None, None), |folder| folder.tails(limit));
+        let success = end.exited.as_ref().is_some_and(|exited| exited.code == Some(0));
+        match report(end.why, success, job.again) {
+            Report::Status(outcome) if job.plain => Some(Written::Status(Status::plain(outcome))),
+            Report::Status(outcome) => {
+                let (stdout, stderr) = tails(limit);
+                let meta = StatusMeta { stdout, stderr, ..job.status(end, life) };
+                Some(Written::Status(Status { outcome, meta: Some(meta) }))
+            }
+            Report::Failed => {
+                let stderr = tails(limit.min(RECORDED_OUTPUT)).1;
+                Some(Written::Record(Attempt::failed(AttemptMeta { stderr, ..job.record(end, life) })))
+            }
+            Report::Lost => Some(Written::Record(Attempt::lost(job.record(end, life)))),
+            Report::Nothing => None,
+        }
     }
 
     /// The leash has run out: what ran is dead, and to the primary it was never ours.
@@ -232,33 +275,66 @@ impl Jobs {
 }
 
 impl Job {
-    /// The status of this start: one word for a task made by hand, as in the transcript.
-    fn status(&mut self, outcome: Outcome, exited: Option<&Exited>, reason: Option<String>, life: &Life) -> Status {
-        if self.plain {
-            return Status::plain(outcome);
-        }
-        let limit = life.config.output_limit;
-        let (stdout, stderr) = self.folder.as_ref().map_or((None, None), |folder| folder.tails(limit));
-        let meta = StatusMeta {
-            exit_code: exited.and_then(|exited| exited.code),
-            signal: exited.and_then(|exited| exited.signal),
-            reason,
+    fn status(&self, end: &End, life: &Life) -> StatusMeta {
+        StatusMeta {
+            exit_code: end.code(),
+            signal: end.signal(),
+            reason: end.reason(),
             worker: Some(life.config.name.clone()),
             attempt: Some(self.attempt),
             fence: Some(self.fence),
             start_ms: Some(self.start_ms),
-            end_ms: Some(now_ms()),
-            stdout,
-            stderr,
+            end_ms: Some(end.at_ms),
             ..StatusMeta::default()
-        };
-        Status { outcome, meta: Some(meta) }
+        }
     }
+
+    fn record(&self, end: &End, life: &Life) -> AttemptMeta {
+        AttemptMeta {
+            worker: Some(life.config.name.clone()),
+            instance: Some(self.instance),
+            fence: Some(self.fence),
+            reason: end.reason().unwrap_or_else(|| "its command failed".to_owned()),
+            exit_code: end.code(),
+            signal: end.signal(),
+            start_ms: Some(self.start_ms),
+            end_ms: Some(end.at_ms),
+            ..AttemptMeta::default()
+        }
+    }
+}
+
+impl End {
+    /// A command that was never started has the code of a shell that cannot start one.
+    fn code(&self) -> Option<i32> {
+        self.exited.as_ref().map_or(Some(NOT_STARTED), |exited| exited.code)
+    }
+
+    fn signal(&self) -> Option<i32> {
+        self.exited.as_ref().and_then(|exited| exited.signal)
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.why.map(reason).or_else(|| self.error.clone())
+    }
+}
+
+/// The exit code of a command that could not be started (POSIX, the shell's exit status of a command that is found but
+/// cannot be executed).
+const NOT_STARTED: i32 = 126;
+
+/// How many bytes of the end of standard error are kept in the record of an attempt. There may be many of them.
+const RECORDED_OUTPUT: u64 = 4096;
+
+/// When a time limit passes that begins now; a limit beyond all clocks is none.
+fn limit_at(limit_ms: u64) -> Option<Instant> {
+    Instant::now().checked_add(Duration::from_millis(limit_ms))
 }
 
 fn reason(why: Why) -> String {
     match why {
         Why::Cancelled => "cancelled while it ran",
+        Why::TimedOut => "its time limit passed",
         Why::Superseded => "somebody else wrote its status",
         Why::TaskGone => "the task is gone",
         Why::Revoked => "its assignment was taken away",

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use znode_paths::{Assignment, AssignmentMeta, Instance, LiveName, Outcome, TaskName};
+use znode_paths::{Assignment, AssignmentMeta, Instance, LiveName, Outcome, Task, TaskName};
 
 /// An assignment as it was read, then `/epoch`, then the task, all on the same session and never from memory.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct TaskFacts {
     pub cancel: bool,
     /// The attempts that are recorded.
     pub attempts: BTreeSet<u32>,
+    /// How many of them are recorded as failed; not looked for where the task is not to be tried again.
+    pub failures: u32,
     /// Why its data cannot be decoded.
     pub undecodable: Option<String>,
 }
@@ -151,19 +153,22 @@ pub fn counts<E>(
     Ok(started_by == own || there()? == Some(fence))
 }
 
-/// Why a running task is to be stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Why a running task is to be stopped. Of several reasons the greatest counts, also of those that come up while the task
+/// is being stopped: what others have decided before what was asked for, and that before what the worker decides itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Why {
+    /// The worker was asked to stop for the second time.
+    Shutdown,
+    /// Its time limit has passed.
+    TimedOut,
     /// Somebody asked for it.
     Cancelled,
+    /// The assignment is gone, or another one is at its path.
+    Revoked,
     /// The task has a status that we did not write.
     Superseded,
     /// The task is gone.
     TaskGone,
-    /// The assignment is gone, or another one is at its path.
-    Revoked,
-    /// The worker was asked to stop for the second time.
-    Shutdown,
 }
 
 /// Whether a running task is to be stopped: `ours` says whether the assignment it was started for is still there.
@@ -178,24 +183,35 @@ pub fn oversee(task: Option<&TaskFacts>, czxid: i64, ours: bool) -> Option<Why> 
     }
 }
 
+/// Whether a failure of the next attempt is followed by another attempt, after so many failures. What may start once only
+/// does not start again, whatever else it asks for.
+pub fn retries_left(task: &Task, failures: u32) -> bool {
+    task.meta.as_ref().is_some_and(|meta| failures < meta.retries && !meta.no_requeue)
+}
+
 /// What is to be written when a command has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Report {
     /// This status.
     Status(Outcome),
+    /// The record of a failed attempt, before the assignment is deleted: there will be another one.
+    Failed,
     /// The record of a lost attempt: it may have done something, and it gets no status.
     Lost,
     /// Nothing.
     Nothing,
 }
 
-/// What is to be written when a command has ended by itself, or after it was to be stopped.
-pub fn report(stopped: Option<Why>, success: bool) -> Report {
+/// What is to be written when a command has ended by itself, or after it was to be stopped. `again` says whether there is
+/// another attempt after a failure ([`retries_left`]).
+pub fn report(stopped: Option<Why>, success: bool, again: bool) -> Report {
     match stopped {
         None if success => Report::Status(Outcome::Done),
+        None if again => Report::Failed,
         None => Report::Status(Outcome::Failed),
         Some(Why::Cancelled) => Report::Status(Outcome::Cancelled),
+        Some(Why::TimedOut) => Report::Status(Outcome::Timeout),
         Some(Why::Revoked) => Report::Lost,
         // Whoever takes our node away with our session records it: that our processes are dead is certain only then.
         Some(Why::Superseded | Why::TaskGone | Why::Shutdown) => Report::Nothing,
@@ -205,6 +221,7 @@ pub fn report(stopped: Option<Why>, success: bool) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use znode_paths::TaskMeta;
 
     const FENCE: i64 = 50;
     const TASK: i64 = 7;
@@ -301,11 +318,34 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_task_is_never_done() {
-        assert_eq!(report(Some(Why::Cancelled), true), Report::Status(Outcome::Cancelled));
-        assert_eq!(report(None, true), Report::Status(Outcome::Done));
-        assert_eq!(report(None, false), Report::Status(Outcome::Failed));
-        assert_eq!(report(Some(Why::Revoked), true), Report::Lost);
+    fn a_command_that_ends_by_itself_is_done_or_failed() {
+        assert_eq!(report(None, true, false), Report::Status(Outcome::Done));
+        assert_eq!(report(None, true, true), Report::Status(Outcome::Done));
+        assert_eq!(report(None, false, false), Report::Status(Outcome::Failed));
+        assert_eq!(report(None, false, true), Report::Failed);
+    }
+
+    #[test]
+    fn of_several_reasons_to_stop_the_one_that_others_decided_counts_however_the_command_ends() {
+        let order = [Why::Shutdown, Why::TimedOut, Why::Cancelled, Why::Revoked, Why::Superseded, Why::TaskGone];
+        assert!(order.is_sorted());
+        for (success, again) in [(true, true), (true, false), (false, true), (false, false)] {
+            let reports = order.map(|why| report(Some(why), success, again));
+            let (timeout, cancelled) = (Report::Status(Outcome::Timeout), Report::Status(Outcome::Cancelled));
+            let nothing = || Report::Nothing;
+            assert_eq!(reports, [nothing(), timeout, cancelled, Report::Lost, nothing(), nothing()]);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_followed_by_as_many_attempts_as_were_asked_for() {
+        let retries = |retries, no_requeue| {
+            let meta = TaskMeta { retries, no_requeue, ..TaskMeta::new("s".into()) };
+            let task = Task { command: "x".into(), meta: Some(meta) };
+            (0..9).take_while(|failures| retries_left(&task, *failures)).count()
+        };
+        assert_eq!((retries(0, false), retries(3, false), retries(3, true)), (0, 3, 0));
+        assert!(!retries_left(&Task::plain("x"), 0));
     }
 
     #[test]

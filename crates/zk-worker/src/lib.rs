@@ -284,7 +284,7 @@ impl Worker {
             Message::Expired => {} // looked at before anything else, in go_on()
             Message::Ping => self.guard.goes(),
             Message::Exited(exited) => {
-                if self.jobs.on_exit(&exited, &self.life)
+                if self.jobs.on_exit(exited, &self.life)
                     && let Link::Up(connection) = &mut self.link
                 {
                     connection.look_again();
@@ -338,7 +338,7 @@ impl Worker {
         if self.life.leaving == Leaving::Stopping {
             self.jobs.stop_all(&self.life);
         }
-        self.jobs.escalate();
+        self.jobs.keep_time(&self.life);
         if self.done() {
             return Next::Exit;
         }

@@ -11,6 +11,7 @@ use std::{
 use e2e::{Daemon, Host, Server, Tree, Txn, TxnKind, daemon::Launch, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use znode_paths::{StatusMeta, TaskMeta};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -237,4 +238,70 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 /// SIGKILL for the process that works; its guard stays.
 pub(crate) fn kill_inner(daemon: &Daemon) {
     kill_process(inner(daemon), Signal::KILL).expect("it runs");
+}
+
+/// A master and a worker `w` with two slots.
+pub(crate) struct Pair {
+    pub(crate) bench: Bench,
+    pub(crate) master: Daemon,
+    pub(crate) worker: Daemon,
+}
+
+impl std::ops::Deref for Pair {
+    type Target = Bench;
+
+    fn deref(&self) -> &Bench {
+        &self.bench
+    }
+}
+
+impl Pair {
+    #[track_caller]
+    pub(crate) fn start(name: &str) -> Pair {
+        Pair::with(name, &[])
+    }
+
+    #[track_caller]
+    pub(crate) fn with(name: &str, args: &[&str]) -> Pair {
+        let bench = Bench::shared(name);
+        let master = bench.master("m:2223").start();
+        let worker = bench.worker("w").args(args).start();
+        bench.tree.wait_worker("w");
+        Pair { bench, master, worker }
+    }
+
+    /// Runs a command to its end, with these options.
+    #[track_caller]
+    pub(crate) fn run_with(&self, command: &str, word: &str, change: impl FnOnce(&mut TaskMeta)) -> StatusMeta {
+        let task = self.tree.submit_with(command, change);
+        self.tree.expect(task, word).meta.expect("a task with metadata has a status with metadata")
+    }
+
+    /// Runs a command to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, command: &str, word: &str) -> StatusMeta {
+        self.run_with(command, word, |_| ())
+    }
+
+    /// Runs a command to its good end, and returns what it printed.
+    #[track_caller]
+    pub(crate) fn output(&self, command: &str) -> String {
+        let meta = self.run(command, "done");
+        String::from_utf8(meta.stdout.expect("the tail of stdout").bytes).expect("the output is text")
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.tree.wait_nothing_assigned();
+            well(&[&self.master, &self.worker]);
+        }
+    }
+}
+
+/// Whether a process is there and not just waiting to be reaped.
+pub(crate) fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }

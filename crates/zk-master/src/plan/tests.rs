@@ -7,6 +7,7 @@ use znode_paths::Worker;
 use znode_paths::WorkerMeta;
 
 use super::*;
+use crate::view::Recorded;
 
 const FENCE: i64 = 100;
 const NOW: i64 = 10_000_000;
@@ -80,8 +81,12 @@ impl Tree {
         self
     }
 
-    fn attempt(mut self, number: u32, attempt: u32, kind: AttemptKind) -> Self {
-        self.open(number).attempts.insert(attempt, Some(kind));
+    fn attempt(self, number: u32, attempt: u32, kind: AttemptKind) -> Self {
+        self.attempt_at(number, attempt, kind, NOW - 1_000_000)
+    }
+
+    fn attempt_at(mut self, number: u32, attempt: u32, kind: AttemptKind, at_ms: i64) -> Self {
+        self.open(number).attempts.insert(attempt, Recorded { kind: Some(kind), at_ms });
         self
     }
 
@@ -107,7 +112,7 @@ impl Tree {
         match step {
             Step::Record(name, number, attempt) => {
                 if let Some(Stage::Open(open)) = view.tasks.get_mut(name).map(|known| &mut known.stage) {
-                    open.attempts.entry(*number).or_insert(attempt.kind);
+                    open.attempts.entry(*number).or_insert(Recorded { kind: attempt.kind, at_ms: NOW });
                 }
             }
             Step::Finish(name, status) => {
@@ -213,7 +218,7 @@ fn what_a_lost_worker_had_is_recorded_then_deleted_then_assigned_again() {
     assert_eq!(chain.len(), 2);
     // A master that dies between the two leaves a record; the next one does not count the loss again.
     tree.carry_out(&chain[0]);
-    assert_eq!(tree.plan(), first);
+    check(&tree, &[vec![chain[1].clone()]]);
     tree.carry_out(&chain[1]);
     check(&tree, &[assign_to("b", 0, Some(2), 2)]);
 }
@@ -258,6 +263,33 @@ fn the_last_attempt_of_a_lost_worker_ends_the_task() {
         .attempt(0, 2, AttemptKind::Failed)
         .assigned("a", 0, Some(1), 3);
     assert!(matches!(failed.plan()[0][0], Step::Record(_, 3, _)));
+}
+
+#[test]
+fn a_worker_that_dies_between_the_record_of_a_failure_and_the_next_step_has_not_lost_it_too() {
+    let retries = |meta: &mut TaskMeta| (meta.retries, meta.max_attempts) = (1, 1);
+    let mut tree = Tree::new().worker("b", 2, 1).task(0, retries).attempt(0, 1, AttemptKind::Failed);
+    tree = tree.assigned("a", 0, Some(1), 1);
+    check(&tree, &[vec![Step::Unassign(worker("a"), task(0))]]);
+    tree.carry_out(&Step::Unassign(worker("a"), task(0)));
+    check(&tree, &[assign_to("b", 0, Some(2), 2)]);
+}
+
+#[test]
+fn a_task_that_failed_pauses_by_the_servers_clock_before_it_is_tried_again() {
+    let retries = |meta: &mut TaskMeta| (meta.retries, meta.backoff_ms) = (9, 1000);
+    let tree = Tree::new().worker("a", 1, 1).task(0, retries).attempt(0, 1, AttemptKind::Lost);
+    let tree = tree.attempt_at(0, 2, AttemptKind::Failed, NOW - 90_000).attempt_at(0, 3, AttemptKind::Failed, NOW - 10);
+    let meta = tree.0.tasks[&task(0)].open().unwrap().meta.clone().unwrap().unwrap();
+    let pause = i64::try_from(meta.pause_ms(1, 2)).unwrap();
+    assert!((2000..=2500).contains(&pause), "{pause}");
+    let plan_at = |now_ms| plan(&View { now_ms, ..tree.0.clone() }, KEEP);
+    let over = NOW - 10 + pause;
+    assert_eq!(plan_at(over - 1), Plan { chains: Vec::new(), look_again_ms: Some(over) });
+    assert_eq!(plan_at(over).chains, [assign_to("a", 0, Some(1), 4)]);
+    // Whoever cancels it need not wait for that.
+    let why = Status::because(Outcome::Cancelled, "cancelled before it started again");
+    check(&tree.clone().cancel(0), &[vec![Step::Finish(task(0), why)]]);
 }
 
 #[test]
@@ -462,7 +494,7 @@ mod recovery {
 }
 
 fn any_tree() -> impl Strategy<Value = Tree> {
-    let any_task = (0_u8..8, 0_u8..5, any::<bool>(), any::<bool>(), 0_u32..4, 0_u32..4, 0_u32..6);
+    let any_task = (0_u8..8, 0_u8..5, any::<bool>(), any::<bool>(), 0_u32..4, 0_u32..4, 0_u32..6, 0_u32..4);
     let any_worker = (0_u8..4, 0_u32..4, any::<bool>());
     let tasks = proptest::collection::vec(any_task, 0..12);
     let workers = proptest::collection::vec(any_worker, 0..4);
@@ -476,7 +508,7 @@ fn any_tree() -> impl Strategy<Value = Tree> {
             };
             tree.0.assign.get_mut(&worker(&name)).unwrap().drain = drain;
         }
-        for (number, (kind, holder, no_requeue, cancel, lost, after, submit)) in (0..).zip(tasks) {
+        for (number, (kind, holder, no_requeue, cancel, lost, after, submit, failed)) in (0..).zip(tasks) {
             tree = match kind {
                 0 => tree.plain(number),
                 1 => tree.ended(number, Outcome::Done, NOW - 1_000_000),
@@ -484,6 +516,7 @@ fn any_tree() -> impl Strategy<Value = Tree> {
                 3 => tree.known(number, None, open(Err("undecodable".into()))),
                 _ => tree.task(number, |meta| {
                     meta.no_requeue = no_requeue;
+                    (meta.retries, meta.backoff_ms) = (failed, 60_000);
                     meta.submit = (submit < 3).then(|| submit.to_string());
                     meta.after =
                         (0..after).map(|before| task(before * 3)).filter(|before| *before < task(number)).collect();
@@ -491,7 +524,11 @@ fn any_tree() -> impl Strategy<Value = Tree> {
             };
             if tree.0.tasks[&task(number)].open().is_some() {
                 for attempt in 1..=lost {
-                    tree = tree.attempt(number, attempt, AttemptKind::Lost);
+                    // Some of the failures are so young that the task pauses.
+                    tree = match attempt <= failed && !no_requeue {
+                        true => tree.attempt_at(number, attempt, AttemptKind::Failed, NOW - i64::from(after * 50_000)),
+                        false => tree.attempt(number, attempt, AttemptKind::Lost),
+                    };
                 }
                 tree = if cancel { tree.cancel(number) } else { tree };
             }
