@@ -8,7 +8,7 @@ use std::{
 };
 
 use common::{
-    Bench, SECOND, children, count, end_of, inner, last_proof_ms, last_sign, never_panicked, wait_end_of, well,
+    Bench, SECOND, Sign, children, count, end_of, inner, last_proof_ms, last_sign, never_panicked, wait_end_of, well,
 };
 use e2e::{Daemon, Port, Server, Signal, TxnKind, available, stays, trace, wait_for, wait_within};
 use rustix::process::{Pid, geteuid, getpgid, kill_process, kill_process_group, test_kill_process};
@@ -54,6 +54,17 @@ fn crowd(bench: &Bench, name: &str) -> String {
     .join("\n")
 }
 
+/// Waits until all of a crowd have given a sign of life.
+#[track_caller]
+fn wait_crowd(bench: &Bench, name: &str) {
+    for who in ["child", "orphan", "session", "daemon", "shell"] {
+        wait_for(who, || {
+            let there = bench.signs(name).iter().any(|sign| sign.who == who);
+            if there { Ok(()) } else { Err(bench.tree.picture()) }
+        });
+    }
+}
+
 #[test]
 fn all_that_a_dead_worker_ran_is_dead_before_its_session_ends_and_others_have_it_at_once() {
     let server = Server::shared();
@@ -68,12 +79,7 @@ fn all_that_a_dead_worker_ran_is_dead_before_its_session_ends_and_others_have_it
         let task = tree.submit_with(&crowd(&bench, &file), |_| ());
         let command = format!("{}; exec sleep 600", bench.note(&only, "started"));
         let once = tree.submit_with(&command, |meta| meta.no_requeue = true);
-        for who in ["child", "orphan", "session", "daemon", "shell"] {
-            wait_for(who, || {
-                let there = bench.signs(&file).iter().any(|sign| sign.who == who);
-                if there { Ok(()) } else { Err(tree.picture()) }
-            });
-        }
+        wait_crowd(&bench, &file);
         bench.wait_lines(&only, 1);
         let b = bench.worker("b").start();
         tree.wait_worker("b");
@@ -216,6 +222,51 @@ fn when_a_guard_is_killed_the_daemon_and_the_shells_of_its_tasks_die() {
     wait_gone(daemon, "the daemon");
     wait_gone(pid(shell), "the shell");
     well(&[&master]);
+}
+
+#[test]
+fn a_worker_started_again_where_it_was_killed_ends_what_it_left_and_waits_for_nothing() {
+    let server = Server::shared();
+    let bench = Bench::shared("again");
+    let tree = &bench.tree;
+    let master = bench.master("m:1").start();
+    let killed = bench.worker("w").args(["--session-timeout", "60s"]).start();
+    tree.wait_worker("w");
+    let task = tree.submit_with(&crowd(&bench, "signs"), |_| ());
+    // Only the shell dies with the daemon.
+    let left = |signs: &[Sign]| signs.iter().filter(|sign| sign.who != "shell").count();
+    wait_crowd(&bench, "signs");
+    let (daemon, session) = (inner(&killed), tree.owner("/workers/w"));
+    killed.kill();
+    wait_gone(daemon, "the daemon");
+    let then = left(&bench.signs("signs"));
+    wait_for("more signs of life", || match left(&bench.signs("signs")) {
+        now if now > then => Ok(()),
+        now => Err(format!("{now}")),
+    });
+
+    // One of them takes its time to die.
+    let slow = bench.signs("signs").iter().find(|sign| sign.who == "daemon").expect("it lives").pid;
+    let slow = trace::hold_at_exit(slow);
+    let started = Instant::now();
+    let again = bench.worker("w").args(["--session-timeout", "60s"]).start();
+    slow.wait_stopped();
+    stays("the session", Duration::from_millis(300), || match end_of(server, session) {
+        None => Ok(()),
+        Some(txn) => Err(format!("it ended while a process of the task was there: {txn:?}")),
+    });
+    slow.release();
+    let end = wait_end_of(server, session);
+    let first = bench.wait_sign("signs", 2);
+    println!("again: the next attempt runs {} ms after the start of the worker", started.elapsed().as_millis());
+    bench.open("go");
+    tree.expect(task, "done");
+    let last = last_sign(&bench.signs("signs"), 1);
+    assert!(last <= end.time_ms && end.time_ms <= first.time_ms, "{last}, {end:?}, {first:?}");
+    // Not because it expired.
+    let proof = last_proof_ms(&server.transactions(), session);
+    assert!(end.time_ms - proof < 60_000, "{proof}, {end:?}");
+    well(&[&master, &again]);
 }
 
 #[test]

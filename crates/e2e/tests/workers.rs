@@ -231,7 +231,7 @@ fn a_second_worker_under_the_same_name_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn a_worker_started_again_after_a_crash_waits_for_its_ghost_and_takes_its_place() {
+fn a_worker_started_again_without_its_work_dir_waits_for_its_ghost_and_takes_its_place() {
     let bench = Bench::shared("ghost");
     let master = master(&bench);
     let ghost = bench.worker("w").args(["--session-timeout", "3s"]).start();
@@ -241,7 +241,7 @@ fn a_worker_started_again_after_a_crash_waits_for_its_ghost_and_takes_its_place(
     bench.wait_tick("ticks", 1);
     ghost.kill();
     let killed = Instant::now();
-    let again = bench.worker("w").start();
+    let again = bench.worker("w").env("ZK_WORK_DIR", bench.path("another")).start();
     again.wait_stderr("registered worker=w");
     println!("ghost: registered again after {} ms", killed.elapsed().as_millis());
     assert_ne!(instance(&bench, "w"), before);
