@@ -79,8 +79,7 @@ pub(crate) fn retry(
             meta.submit = Some(args::random_id());
             (meta.key, meta.after) = (None, Vec::new());
         }
-        let submit = task.meta.as_ref().and_then(|meta| meta.submit.clone());
-        let task = submit::submit(connection, &Order { data: task.encode(), submit, max_queue }, || true)?;
+        let task = submit::submit(connection, &Order { task, max_queue }, || true)?;
         output::results(json, &[RetryLine { task, retries }], |_| vec![task.to_string()])
     })
 }

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use zk_cli::CommonArgs;
 use znode_paths::{Bytes, DecodeError, Task, TaskMeta, TaskName, WorkerName};
@@ -123,6 +123,10 @@ struct TaskArgs {
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
 
+    /// The same key is the same task, also when it is given again: then that task is named and nothing submitted
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
+    key: Option<String>,
+
     /// Higher is served first
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i64,
@@ -173,8 +177,8 @@ struct TaskArgs {
 
     /// Write just the command, without metadata, as somebody with zkCli.sh would
     #[arg(long, conflicts_with_all =
-          ["name", "priority", "timeout", "retries", "backoff", "max_attempts", "no_requeue", "on", "require", "after",
-           "env", "cwd", "stdin"])]
+          ["name", "key", "priority", "timeout", "retries", "backoff", "max_attempts", "no_requeue", "on", "require",
+           "after", "env", "cwd", "stdin"])]
     plain: bool,
 
     /// Several words are quoted for the shell word by word; a single one is a shell command line as it stands
@@ -273,23 +277,24 @@ impl TaskArgs {
             words => shlex::try_join(words.iter().map(String::as_str))
                 .map_err(|_| Error::Command(DecodeError::NulInCommand).of("submit the task"))?,
         };
-        let submit = (!self.plain).then(random_id);
         let stdin = self.stdin.as_deref().map(input).transpose()?;
-        let meta = submit.clone().map(|id| TaskMeta { stdin, ..self.meta(id) });
-        let data = Task { command, meta }.encode_checked().map_err(|error| {
+        let meta = (!self.plain).then(|| TaskMeta { stdin, ..self.meta(random_id()) });
+        let task = Task { command, meta };
+        task.encode_checked().map_err(|error| {
             let error = match error {
                 DecodeError::TooLong(bytes) => Error::TooLong(bytes),
                 error => Error::Command(error),
             };
             error.of("submit the task")
         })?;
-        Ok(Order { data, submit, max_queue })
+        Ok(Order { task, max_queue })
     }
 
     fn meta(self, submit: String) -> TaskMeta {
         let defaults = TaskMeta::new(submit);
         TaskMeta {
             name: self.name,
+            key: self.key,
             priority: self.priority,
             timeout_ms: self.timeout.map(millis),
             retries: self.retries,
@@ -331,8 +336,7 @@ mod tests {
         let line = ["zk-client", "submit"].iter().chain(words);
         let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
         let Command::Submit { task } = args.command else { panic!("not a submit") };
-        let order = task.order(args.max_queue).map_err(|failure| failure.to_string())?;
-        Ok(Task::decode(&order.data).expect("what is submitted can be decoded"))
+        Ok(task.order(args.max_queue).map_err(|failure| failure.to_string())?.task)
     }
 
     #[track_caller]
@@ -371,6 +375,7 @@ mod tests {
         assert_eq!(submitted(&["--plain", "--", "cmd"]), Ok(Task::plain("cmd")));
         for option in [
             &["--name", "x"][..],
+            &["--key", "x"],
             &["--no-requeue"],
             &["--env", "A=b"],
             &["--after", "task-0000000000"],
@@ -383,11 +388,12 @@ mod tests {
 
     #[test]
     fn options_become_metadata() {
-        let line = "--name n --priority -5 --max-attempts 1 --no-requeue --on w --require a=b --require c= \
+        let line = "--name n --key k --priority -5 --max-attempts 1 --no-requeue --on w --require a=b --require c= \
                     --after task-0000000001 --env X=1=2 --cwd /tmp --timeout 5m cmd";
         let meta = submitted(&line.split_whitespace().collect::<Vec<_>>()).unwrap().meta.unwrap();
         let expected = TaskMeta {
             name: Some("n".into()),
+            key: Some("k".into()),
             priority: -5,
             max_attempts: 1,
             no_requeue: true,

@@ -76,6 +76,14 @@ pub enum Error {
     /// These were never there, or are there no more.
     #[error("no such task: {}", names(.0))]
     NoTask(Vec<TaskName>),
+    /// The key is free again only when that is done.
+    #[error("{task}, which has this key, is being removed, and no master has done that within {}: start zk-master", text(.within))]
+    BeingRemoved {
+        /// The task.
+        task: TaskName,
+        /// How long it was waited for.
+        within: Duration,
+    },
     /// What is asked for can only be done with one that has ended.
     #[error("{0} has not ended: wait for it, or stop it with `zk-client cancel {0}`")]
     NotEnded(TaskName),
@@ -87,7 +95,7 @@ pub enum Error {
     NoTaskName(String),
     /// ZooKeeper answered, and said no.
     #[error(transparent)]
-    Request(zk_session::Error),
+    Request(#[from] zk_session::Error),
     /// The results cannot be printed.
     #[error("cannot write to standard output: {0}")]
     Stdout(io::Error),

@@ -57,6 +57,7 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NoMaster { .. }
         | Error::NoTask(_)
         | Error::NotEnded(_)
+        | Error::BeingRemoved { .. }
         | Error::NoWorker(_)
         | Error::NoTaskName(_)
         | Error::Request(_)

@@ -19,6 +19,7 @@ mod args;
 mod connection;
 mod error;
 pub mod exit;
+mod key;
 mod look;
 mod output;
 mod render;

@@ -11,8 +11,8 @@ use zk_master::view::{Desk, Known};
 use zk_session::{Error, Session, Stat, in_parallel};
 use znode_paths::paths::{self, TaskChild, task_child};
 use znode_paths::{
-    Assignment, Attempt, DecodeError, Drain, Instance, Live, LiveName, Outcome, Role, Status, Task, TaskName, Worker,
-    WorkerName, decode_epoch,
+    Assignment, Attempt, DecodeError, Drain, Instance, Live, LiveName, Outcome, Role, Since, Status, Task, TaskName,
+    Worker, WorkerName, decode_epoch,
 };
 
 use crate::state::Crew;
@@ -253,15 +253,42 @@ fn since(then_ms: i64, now_ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(now_ms - then_ms).unwrap_or(0))
 }
 
-/// Looks for the tasks with this submit id. Returns the lowest, which is the one that counts.
-pub(crate) fn submitted(session: &Session, id: &str) -> Result<Option<TaskName>, Error> {
-    let names: BTreeSet<TaskName> = names(session, paths::TASKS)?;
-    let found = each(&names, |name| {
-        let Some((data, _)) = session.read(&paths::task(name), false)? else { return Ok(None) };
-        let submit = Task::decode(&data).ok().and_then(|task| task.meta?.submit);
-        Ok((submit.as_deref() == Some(id)).then_some(*name))
-    })?;
-    Ok(found.into_iter().min())
+/// How many tasks are read before it is looked whether one of them was it.
+const CHUNK: usize = 64;
+
+/// Looks for the tasks with this submit id, and sets a watch on `/tasks`. Returns the lowest, which is the one that counts;
+/// without what it says where it is being removed.
+pub(crate) fn submitted(
+    session: &Session,
+    id: &str,
+    since: Option<Since>,
+) -> Result<Option<(TaskName, Option<Task>)>, Error> {
+    let Some(names) = session.children(paths::TASKS, true)? else { return Ok(None) };
+    let tasks = session.stat(paths::TASKS, false)?.map(|stat| stat.czxid);
+    let from = since.filter(|since| Some(since.tasks) == tasks).map_or(0, |since| since.from);
+    let names: BTreeSet<TaskName> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let names: Vec<TaskName> = names.range(TaskName::from_number(from)..).copied().collect();
+    for names in names.chunks(CHUNK) {
+        let read = in_parallel(names, |name| session.read(&paths::task(name), false));
+        for (name, read) in names.iter().zip(read) {
+            let task = match read {
+                Ok(Some((data, _))) => Task::decode(&data).or_else(|error| match error {
+                    DecodeError::Removed => Ok(Task::removed(&data)),
+                    error => Err(error),
+                }),
+                // What may not be read is somebody else's.
+                Ok(None) | Err(Error::NotAllowed(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            if let Ok(Task { meta: Some(meta), .. }) = &task
+                && meta.submit.as_deref() == Some(id)
+            {
+                let removed = meta.removed;
+                return Ok(Some((*name, task.ok().filter(|_| !removed))));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The children of a znode that are of this protocol; none where there is no such znode.

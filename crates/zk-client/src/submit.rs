@@ -2,20 +2,18 @@
 
 use std::time::Instant;
 
-use zk_session::{Kind, Session};
+use zk_session::{Kind, Session, Stat};
 use znode_paths::paths::{self, Place};
-use znode_paths::{TaskName, paths::TASKS};
+use znode_paths::{Format, Since, Task, TaskMeta, TaskName, paths::TASKS};
 
 use crate::connection::{Connection, Patience};
-use crate::{Error, look, output};
+use crate::{Error, key, look, output};
 
 /// What to submit.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Order {
-    /// The data of the znode.
-    pub data: Vec<u8>,
-    /// The submit id in it; nothing with `--plain`.
-    pub submit: Option<String>,
+    /// With a submit id, except for `--plain`.
+    pub task: Task,
     /// With more tasks than this, nothing is submitted.
     pub max_queue: usize,
 }
@@ -26,16 +24,24 @@ pub(crate) fn submit(
     order: &Order,
     may_send: impl Fn() -> bool,
 ) -> Result<TaskName, Error> {
+    let meta = order.task.meta.as_ref();
+    if let Some(TaskMeta { key: Some(key), submit: Some(id), .. }) = meta {
+        return key::submit(connection, order, key, id, may_send);
+    }
+    let id = meta.and_then(|meta| meta.submit.as_deref());
     loop {
-        let session = room(connection, order.max_queue)?;
+        let (session, stat) = place(connection)?;
+        refuse_full(&stat, order.max_queue)?;
         if !may_send() {
             return Err(Error::NotSubmitted);
         }
-        match (create(&session, order), &order.submit) {
+        match (create(&session, &order.task), id) {
             (Ok(path), _) => return name_of(&path),
             // Somebody deleted /tasks in between: a master will make it again.
             (Err(zk_session::Error::NoNode(_)), _) => {}
-            (Err(error @ zk_session::Error::Lost(_)), Some(id)) => return recover(connection, order, id, &error),
+            (Err(error @ zk_session::Error::Lost(_)), Some(id)) => {
+                return recover(connection, &order.task, id, since(&stat), &error);
+            }
             (Err(error @ zk_session::Error::Lost(_)), None) => return Err(Error::UnknownPlain(error)),
             (Err(error), _) => return Err(Error::Request(error)),
         }
@@ -44,9 +50,10 @@ pub(crate) fn submit(
 
 /// ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it
 /// refuses, again and again. Any other child makes it count on.
-fn create(session: &Session, order: &Order) -> Result<String, zk_session::Error> {
+pub(crate) fn create(session: &Session, task: &Task) -> Result<String, zk_session::Error> {
+    let data = task.encode();
     loop {
-        match session.create(paths::NEW_TASK, &order.data, Kind::Sequential) {
+        match session.create(paths::NEW_TASK, &data, Kind::Sequential) {
             Err(zk_session::Error::NodeExists(_)) => {
                 let skipped = format!("{TASKS}/skipped-{:016x}", zk_cli::random());
                 session.create(&skipped, b"", Kind::Ephemeral)?;
@@ -57,7 +64,20 @@ fn create(session: &Session, order: &Order) -> Result<String, zk_session::Error>
     }
 }
 
-fn name_of(path: &str) -> Result<TaskName, Error> {
+/// Where the tasks begin that are created after this was read of `/tasks`.
+pub(crate) fn since(stat: &Stat) -> Since {
+    Since { zk: Format, tasks: stat.czxid, from: stat.children_ever }
+}
+
+/// Whether there is room in the queue.
+pub(crate) fn refuse_full(stat: &Stat, max_queue: usize) -> Result<(), Error> {
+    match usize::try_from(stat.children).unwrap_or(0) {
+        tasks if tasks > max_queue => Err(Error::Full { tasks, limit: max_queue }),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn name_of(path: &str) -> Result<TaskName, Error> {
     match Place::of(path) {
         Some(Place::Task(name)) => Ok(name),
         _ => Err(Error::NoTaskName(path.to_owned())),
@@ -65,14 +85,13 @@ fn name_of(path: &str) -> Result<TaskName, Error> {
 }
 
 /// Waits until there is a place to submit to: the order in which masters and clients start does not matter.
-fn room(connection: &mut Connection, max_queue: usize) -> Result<Session, Error> {
+pub(crate) fn place(connection: &mut Connection) -> Result<(Session, Stat), Error> {
     let mut until = None;
     loop {
         let (session, stat) =
             connection.ask(Patience::Bounded, |session| Ok((session.clone(), session.stat(TASKS, true)?)))?;
-        match stat.map(|stat| usize::try_from(stat.children).unwrap_or(0)) {
-            Some(tasks) if tasks > max_queue => return Err(Error::Full { tasks, limit: max_queue }),
-            Some(_) => return Ok(session),
+        match stat {
+            Some(stat) => return Ok((session, stat)),
             None => {
                 let (zk, within) = (connection.zk(), connection.patience());
                 let until = *until.get_or_insert_with(|| {
@@ -109,7 +128,13 @@ pub fn next(lowest: Option<TaskName>, created: Option<String>) -> Next {
 /// The first request may still be on its way and be carried out at any time. So the looks follow a write, which makes
 /// them see everything before it; and it is the lowest number of that id which counts, for all readers the same: what
 /// comes later has a higher one, and the primary deletes it.
-fn recover(connection: &mut Connection, order: &Order, id: &str, lost: &zk_session::Error) -> Result<TaskName, Error> {
+fn recover(
+    connection: &mut Connection,
+    task: &Task,
+    id: &str,
+    since: Since,
+    lost: &zk_session::Error,
+) -> Result<TaskName, Error> {
     let within = connection.patience();
     let until = Instant::now() + within;
     let mut why = lost.to_string();
@@ -123,9 +148,9 @@ fn recover(connection: &mut Connection, order: &Order, id: &str, lost: &zk_sessi
             connection.sync(&session)?;
             let mut created = None;
             loop {
-                match next(look::submitted(&session, id)?, created) {
+                match next(look::submitted(&session, id, Some(since))?.map(|(name, _)| name), created) {
                     Next::Report(path) => return Ok(path),
-                    Next::Create => created = Some(create(&session, order)?),
+                    Next::Create => created = Some(create(&session, task)?),
                 }
             }
         };

@@ -13,7 +13,7 @@ use e2e::{Daemon, Server, wait_for};
 use zk_session::{Config, Session};
 use znode_paths::Task;
 
-/// What becomes of the first request that creates a task. In any case the client's connection is cut.
+/// What becomes of the first request that creates a task. The client's connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// It is carried out, the answer is lost.
@@ -28,11 +28,16 @@ enum Fate {
     CutOff,
     /// It never arrives; the second one is carried out and its answer is lost.
     RequestThenAnswerLost,
+    /// It is on its way until the test lets it go; the connection is not cut.
+    Held,
+    /// Nothing; but see [`free_key`].
+    KeyFreed,
 }
 
 /// Passes on what it gets, frame by frame.
 struct Proxy {
     address: SocketAddr,
+    shared: Arc<Mutex<Shared>>,
 }
 
 struct Shared {
@@ -42,27 +47,30 @@ struct Shared {
     tree: Session,
     /// How many requests to create a task there were.
     creates: u32,
+    listings: u32,
     /// The first of them, if it is on its way, and where to.
     held: Option<(TcpStream, Vec<u8>)>,
     cut_off: bool,
 }
 
 const CREATE: i32 = 1;
+const CHILDREN: i32 = 8;
 
 impl Proxy {
     fn start(tree: &Session, fate: Fate) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let (server, tree) = (Server::shared().connect_string(), tree.clone());
-        let shared = Shared { fate, server, tree, creates: 0, held: None, cut_off: false };
+        let shared = Shared { fate, server, tree, creates: 0, listings: 0, held: None, cut_off: false };
         let shared = Arc::new(Mutex::new(shared));
+        let proxy = Proxy { address, shared: shared.clone() };
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let shared = shared.clone();
                 std::thread::spawn(move || pass_on(&client, &shared).ok());
             }
         });
-        Proxy { address }
+        proxy
     }
 }
 
@@ -100,6 +108,9 @@ fn pass_on(mut client: &TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
             Ok(request) => request,
             Err(_) => return server.shutdown(Shutdown::Both),
         };
+        if number(&request, 8) == Some(CHILDREN) && request.ends_with(b"/tasks\x01") {
+            free_key(&mut shared.lock().unwrap());
+        }
         if !greeted || !creates_a_task(&request) {
             greeted = true;
             server.write_all(&request)?;
@@ -122,6 +133,10 @@ fn pass_on(mut client: &TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
                 shared.held = Some((server, request));
                 return Ok(());
             }
+            (1, Fate::Held) => {
+                shared.held = Some((server, request));
+                return Ok(());
+            }
             (2, Fate::LateBeforeSecond) => {
                 release(&mut shared)?;
                 server.write_all(&request)?;
@@ -131,6 +146,17 @@ fn pass_on(mut client: &TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
                 release(&mut shared)?;
             }
             _ => server.write_all(&request)?,
+        }
+    }
+}
+
+/// Whoever made the key was waited for in vain. Now that the client looks for the last time, somebody else's task of that
+/// key has come and gone, and the key with it.
+fn free_key(shared: &mut Shared) {
+    if shared.fate == Fate::KeyFreed {
+        shared.listings += 1;
+        if shared.listings == 2 {
+            shared.tree.delete("/keys/k", None).unwrap();
         }
     }
 }
@@ -258,4 +284,67 @@ fn a_plain_task_is_not_submitted_twice() {
         let (code, stdout, stderr) = submit(name, fate, &["--plain"], there);
         assert_eq!((code, stdout.as_str(), stderr.lines().count()), (74, "", 1), "{stderr}");
     }
+}
+
+/// Submits with a key, past the proxy: exit code, stdout, stderr.
+#[track_caller]
+fn keyed(zk: &str) -> (i32, String, String) {
+    let client = Daemon::program(env!("CARGO_BIN_EXE_zk-client"));
+    let client = client.args(["--zk", zk, "submit", "--key", "k", "mine"]).start();
+    let status = client.wait_exit(Duration::from_secs(30));
+    (status.code().unwrap(), client.stdout(), client.stderr())
+}
+
+#[test]
+fn a_client_that_dies_between_key_and_task_blocks_nobody() {
+    let (zk, session) = tree("key-killed");
+    let proxy = Proxy::start(&session, Fate::Held);
+    let behind = zk.replace(&Server::shared().connect_string(), &proxy.address.to_string());
+    let victim = Daemon::program(env!("CARGO_BIN_EXE_zk-client"));
+    let victim = victim.args(["--zk", &behind, "submit", "--key", "k", "mine"]).start();
+    wait_for("the request", || {
+        proxy.shared.lock().unwrap().held.as_ref().map(drop).ok_or_else(|| "not sent".to_owned())
+    });
+    victim.kill();
+    assert_eq!(tasks(&session).len(), 3);
+    assert_eq!(keyed(&zk), (0, "task-0000000003\n".to_owned(), String::new()));
+    // What was on its way arrives, and does not count.
+    release(&mut proxy.shared.lock().unwrap()).unwrap();
+    assert_eq!(tasks(&session).len(), 5);
+    assert_eq!(keyed(&zk), (0, "task-0000000003\n".to_owned(), String::new()));
+    let id = |number: u32| {
+        let (data, _) = session.read(&format!("/tasks/task-{number:010}"), false).unwrap().unwrap();
+        Task::decode(&data).unwrap().meta.unwrap().submit
+    };
+    assert_eq!(id(3), id(4));
+}
+
+#[test]
+fn with_a_key_a_lost_answer_is_looked_for_as_well() {
+    for (name, fate, there) in [
+        ("key-answer", Fate::AnswerLost, &["task-0000000003"][..]),
+        ("key-request", Fate::RequestLost, &["task-0000000003"]),
+        ("key-late", Fate::LateBeforeSecond, &["task-0000000003", "task-0000000004"]),
+        ("key-later", Fate::LateAfterSecond, &["task-0000000003", "task-0000000004"]),
+        ("key-twice", Fate::RequestThenAnswerLost, &["task-0000000003"]),
+    ] {
+        let submitted = submit(name, fate, &["--key", "k"], there);
+        assert_eq!(submitted, (0, "task-0000000003\n".to_owned(), String::new()), "{fate:?}");
+    }
+    let (code, stdout, stderr) = submit("key-cut-off", Fate::CutOff, &["--key", "k"], &["task-0000000003"]);
+    assert_eq!((code, stdout.as_str(), stderr.lines().count()), (74, "", 1), "{stderr}");
+}
+
+#[test]
+fn a_key_that_is_freed_under_a_client_is_made_anew() {
+    let (zk, session) = tree("key-freed");
+    session.ensure("/keys").unwrap();
+    session.create("/keys/k", b"old", zk_session::Kind::Persistent).unwrap();
+    let proxy = Proxy::start(&session, Fate::KeyFreed);
+    let behind = zk.replace(&Server::shared().connect_string(), &proxy.address.to_string());
+    assert_eq!(keyed(&behind), (0, "task-0000000003\n".to_owned(), String::new()));
+    let (data, _) = session.read("/tasks/task-0000000003", false).unwrap().unwrap();
+    let id = Task::decode(&data).unwrap().meta.unwrap().submit.unwrap();
+    let (key, _) = session.read("/keys/k", false).unwrap().expect("who comes next must not find it free");
+    assert_eq!(znode_paths::Key::decode(&key).submit, id);
 }

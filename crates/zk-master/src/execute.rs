@@ -1,9 +1,9 @@
 //! Carries out a [`Plan`]: no decisions live here.
 
 use zk_session::{Error, Kind, Session, in_parallel};
-use znode_paths::{Assignment, Task, paths};
+use znode_paths::{Assignment, Key, Task, TaskMeta, paths};
 
-use crate::plan::{Chain, Plan, Step};
+use crate::plan::{Chain, Plan, Removal, Step};
 use crate::reading::Reading;
 
 /// How far a chain came, and why not further.
@@ -66,18 +66,27 @@ fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
             let data = Assignment { meta: Some(meta.clone()) }.encode();
             session.create(&paths::assignment(worker, task), &data, Kind::Persistent).map(drop)
         }
-        Step::Remove(task, _) => remove(session, &paths::task(task)),
+        Step::Remove(task, why) => remove(session, &paths::task(task), *why),
         Step::RemoveDesk(worker) => gone(session.delete(&paths::assignments(worker), None)),
     }
 }
 
 /// Deletes a task with all that is below it. It is marked first: a master that dies before the end leaves a task without
-/// a status, and that must not be run again.
-fn remove(session: &Session, path: &str) -> Result<(), Error> {
+/// a status, and that must not be run again. The mark still says which key the task has, and that goes before the task does:
+/// whoever finds the key, then no such task, and then the same key still there, knows that there never was one.
+fn remove(session: &Session, path: &str, why: Removal) -> Result<(), Error> {
     let Some((data, stat)) = session.read(path, false)? else { return Ok(()) };
-    let mark = Task::removed(&data).encode();
+    let removed = Task::removed(&data);
+    let mark = removed.encode();
     if data != mark {
         session.write(path, &mark, Some(stat.version))?;
+    }
+    if let (Removal::Ended, Some(TaskMeta { submit: Some(submit), key: Some(key), .. })) = (why, removed.meta) {
+        let key = paths::key(&key);
+        let held = session.read(&key, false)?.filter(|(data, _)| Key::decode(data).submit == submit);
+        if let Some((_, stat)) = held {
+            gone(session.delete(&key, Some(stat.version)))?;
+        }
     }
     session.delete_all(path)
 }
@@ -127,7 +136,8 @@ fn sentence(step: &Step) -> String {
         }
         Step::Unassign(worker, task) => format!("unassigned task={task} worker={worker}"),
         Step::Assign(worker, task, meta) => format!("assigned task={task} worker={worker} attempt={}", meta.attempt),
-        Step::Remove(task, why) => format!("removed task={task}: {why}"),
+        Step::Remove(task, Removal::Duplicate) => format!("removed a later task of the same submit task={task}"),
+        Step::Remove(task, Removal::Ended) => format!("removed task={task}"),
         Step::RemoveDesk(worker) => format!("removed what a worker long gone left worker={worker}"),
     }
 }

@@ -49,9 +49,18 @@ pub enum Step {
     /// Create an assignment.
     Assign(WorkerName, TaskName, AssignmentMeta),
     /// Delete a task and what is below it.
-    Remove(TaskName, &'static str),
+    Remove(TaskName, Removal),
     /// Delete the empty `/assign/<worker>` of a worker long gone.
     RemoveDesk(WorkerName),
+}
+
+/// Why a task is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It is a later one of the same submit.
+    Duplicate,
+    /// It has ended, and was kept as long as it had to be. Its key, if any, can be used anew.
+    Ended,
 }
 
 impl Step {
@@ -94,7 +103,7 @@ pub fn plan(view: &View, retention: Retention) -> Plan {
     let mut held = BTreeSet::new();
 
     for name in &duplicates {
-        plan.chains.push(vec![Step::Remove(*name, "a later one of the same submit")]);
+        plan.chains.push(vec![Step::Remove(*name, Removal::Duplicate)]);
     }
     for (worker, desk) in &view.assign {
         for (name, assignment) in &desk.tasks {
@@ -381,7 +390,7 @@ fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
     for (index, (at_ms, name)) in ended.into_iter().enumerate() {
         let age = if index < surplus { KEPT_AT_LEAST_MS } else { retention.age_ms.max(KEPT_AT_LEAST_MS) };
         if view.now_ms - at_ms >= age {
-            plan.chains.push(vec![Step::Remove(name, "finished long ago")]);
+            plan.chains.push(vec![Step::Remove(name, Removal::Ended)]);
         } else {
             plan.look_again_at(at_ms + age);
         }

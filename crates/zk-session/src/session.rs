@@ -94,6 +94,9 @@ pub struct Stat {
     pub owner: Option<SessionId>,
     /// How many children it has.
     pub children: i32,
+    /// How many were ever made: the number that ZooKeeper appends to the name of the next sequential one, unless that is
+    /// taken.
+    pub children_ever: u32,
 }
 
 impl From<zookeeper::Stat> for Stat {
@@ -105,6 +108,8 @@ impl From<zookeeper::Stat> for Stat {
             version: stat.version,
             owner: (stat.ephemeral_owner != 0).then_some(SessionId(stat.ephemeral_owner)),
             children: stat.num_children,
+            // ZooKeeper counts the children made, and tells its clients how many were made and deleted (DataNode.copyStat).
+            children_ever: u32::try_from((i64::from(stat.cversion) + i64::from(stat.num_children)) / 2).unwrap_or(0),
         }
     }
 }

@@ -774,6 +774,39 @@ impl Drain {
     }
 }
 
+/// `/keys/<key>`: made by the first who uses the key; everybody who does submits under the id that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The submit id.
+    pub submit: String,
+    /// Where to look for its tasks; everywhere when that is not said.
+    pub since: Option<Since>,
+}
+
+/// Where the tasks of a submit id begin: all of them have been made later than this was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    /// The format.
+    pub zk: Format,
+    /// The czxid of `/tasks`: in another `/tasks` the numbers begin anew.
+    pub tasks: i64,
+    /// The lowest number that a task can have.
+    pub from: u32,
+}
+
+impl Key {
+    /// Reads a key; somebody with `zkCli.sh` may write any text there, or nothing.
+    pub fn decode(data: &[u8]) -> Self {
+        let (submit, since) = decode_lenient(data);
+        Key { submit, since }
+    }
+
+    /// The data of the znode.
+    pub fn encode(&self) -> Vec<u8> {
+        join(&self.submit, self.since.as_ref())
+    }
+}
+
 /// The number in `/epoch`; `None` when somebody wrote something else there.
 pub fn decode_epoch(data: &[u8]) -> Option<i64> {
     std::str::from_utf8(data).ok()?.trim().parse().ok()
@@ -840,6 +873,14 @@ mod tests {
             assert_eq!(Task::removed(&removed).encode(), removed, "removing it again changes nothing");
         }
         assert_eq!(Task::removed(&task.encode()).meta.unwrap().key.as_deref(), Some("k"));
+    }
+
+    #[test]
+    fn a_key_holds_a_submit_id() {
+        let key = Key { submit: "id".into(), since: Some(Since { zk: Format, tasks: 7, from: 3 }) };
+        assert_eq!(key.encode(), b"id\n{\"zk\":1,\"tasks\":7,\"from\":3}");
+        assert_eq!(Key::decode(&key.encode()), key);
+        assert_eq!(Key::decode(b"by hand"), Key { submit: "by hand".into(), since: None });
     }
 
     #[test]

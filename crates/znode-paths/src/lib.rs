@@ -45,8 +45,9 @@ mod output;
 pub mod paths;
 
 pub use documents::{
-    Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Bytes, DecodeError, Drain, Live, LiveMeta, MAX_DATA,
-    Outcome, Role, Status, StatusMeta, Tail, Task, TaskMeta, Worker, WorkerMeta, decode_epoch,
+    Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Bytes, DecodeError, Drain, Format, Key, Live,
+    LiveMeta, MAX_DATA, Outcome, Role, Since, Status, StatusMeta, Tail, Task, TaskMeta, Worker, WorkerMeta,
+    decode_epoch,
 };
 pub use names::{Address, Instance, LiveName, NameError, TaskName, WorkerName};
 pub use output::{OutputPath, Stream};

@@ -384,7 +384,7 @@ fn of_several_tasks_of_one_submit_only_the_first_counts() {
     let submit = |meta: &mut TaskMeta| meta.submit = Some("same".into());
     let tree = Tree::new().worker("a", 1, 9).task(3, submit).task(5, submit).task(7, submit);
     let plan = tree.plan();
-    let removed = |number| vec![Step::Remove(task(number), "a later one of the same submit")];
+    let removed = |number| vec![Step::Remove(task(number), Removal::Duplicate)];
     assert_eq!(plan[..2], [removed(5), removed(7)]);
     assert_eq!(plan[2..], [assign_to("a", 3, Some(1), 1)]);
     // Also when the first has ended already.
