@@ -307,6 +307,22 @@ fn a_stop_signal_that_comes_before_the_daemon_can_listen_is_no_failure() {
 }
 
 #[test]
+fn a_stop_signal_that_comes_while_the_daemon_dies_is_not_lost() {
+    let nobody = Port::claim();
+    for _ in 0..10 {
+        let master = Daemon::named("zk-master").args(["--zk", &nobody.address(), "--address", "m:1"]).start();
+        master.wait_stderr("cannot reach ZooKeeper");
+        // Its guard learns of both at once.
+        let daemon = inner(&master);
+        master.pause();
+        kill_process(daemon, Signal::KILL).expect("it runs");
+        master.signal(Signal::TERM);
+        master.resume();
+        master.wait_exit(10 * SECOND);
+    }
+}
+
+#[test]
 fn as_process_1_of_a_container_the_guard_reaps_orphans_and_hears_stop_signals() {
     let root = if geteuid().is_root() { Ok(()) } else { Err("a process namespace needs root".to_owned()) };
     let Some(()) = available(root) else { return };

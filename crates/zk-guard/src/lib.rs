@@ -212,10 +212,12 @@ impl Guard {
                     send(Signal::TERM);
                 }
                 Some(Message::Ended(of, status)) if of == life => {
-                    // What it said last is heard before it is judged.
+                    // What it said last is heard before it is judged, and a stop signal that came meanwhile counts.
                     for message in self.rx.try_iter() {
-                        if let Message::Said(_, word) = message {
-                            vigil.hear(word, Instant::now());
+                        match message {
+                            Message::Said(_, word) => vigil.hear(word, Instant::now()),
+                            Message::Signal => stopping = true,
+                            Message::Ended(..) => {}
                         }
                     }
                     return Ok(End { status, vigil, stopping });
