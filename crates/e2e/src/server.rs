@@ -300,23 +300,30 @@ impl Ensemble {
     #[must_use]
     #[track_caller]
     pub fn start() -> Ensemble {
-        Ensemble::start_on(&[None, None, None])
+        Ensemble::start_on(&[None, None, None], false)
+    }
+
+    /// [`start`](Ensemble::start) with servers that force each transaction to the disk before they acknowledge it.
+    #[must_use]
+    #[track_caller]
+    pub fn start_durable() -> Ensemble {
+        Ensemble::start_on(&[None, None, None], true)
     }
 
     /// Starts one member in each of the first three hosts.
     #[must_use]
     #[track_caller]
     pub fn start_in(hosts: &[Host]) -> Ensemble {
-        Ensemble::start_on(&[Some(&hosts[0]), Some(&hosts[1]), Some(&hosts[2])])
+        Ensemble::start_on(&[Some(&hosts[0]), Some(&hosts[1]), Some(&hosts[2])], false)
     }
 
     #[track_caller]
-    fn start_on(hosts: &[Option<&Host>; 3]) -> Ensemble {
+    fn start_on(hosts: &[Option<&Host>; 3], force_sync: bool) -> Ensemble {
         // Five seconds to join, two until a silent peer counts as gone.
         let mut setup = Setup {
             tick: Duration::from_millis(500),
             lines: vec!["initLimit=10".to_owned(), "syncLimit=4".to_owned()],
-            ..Setup::default()
+            force_sync,
         };
         let mut members = Vec::new();
         for (id, host) in (1..).zip(hosts) {

@@ -1,0 +1,90 @@
+//! The figures of `scripts/bench.sh`: each beside what the machine itself does in the same run.
+//!
+//! Usage: `bench [--quick] [--ensemble] [--json] [FIGURE...]`. Nothing here asserts; the goals stand beside what was measured.
+
+mod figures;
+mod load;
+mod report;
+
+use std::env;
+use std::process::ExitCode;
+
+use e2e::{Ensemble, Server, Setup};
+
+use report::{Format, Report};
+
+const USAGE: &str = "usage: bench [--quick] [--ensemble] [--json] [FIGURE...]";
+
+/// How much is done.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    quick: bool,
+}
+
+impl Scale {
+    /// A number of things to do: all of them, or a tenth.
+    pub(crate) fn of(self, all: usize) -> usize {
+        if self.quick { all / 10 } else { all }
+    }
+}
+
+/// Where ZooKeeper is: every transaction is forced to the disk before it is acknowledged, as in service.
+pub(crate) enum Zk {
+    One(Box<Server>),
+    Three(Ensemble),
+}
+
+impl Zk {
+    fn start(ensemble: bool) -> Self {
+        match ensemble {
+            false => {
+                let setup = Setup { force_sync: true, ..Setup::default() };
+                Zk::One(Box::new(Server::start_with(&setup, None)))
+            }
+            true => Zk::Three(Ensemble::start_durable()),
+        }
+    }
+
+    /// A connect string with a chroot of its own.
+    pub(crate) fn chroot(&self, name: &str) -> String {
+        match self {
+            Zk::One(server) => server.chroot(name),
+            Zk::Three(ensemble) => ensemble.chroot(name),
+        }
+    }
+
+    /// The servers.
+    pub(crate) fn servers(&self) -> Vec<&Server> {
+        match self {
+            Zk::One(server) => vec![server],
+            Zk::Three(ensemble) => ensemble.servers.iter().collect(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let (mut scale, mut ensemble, mut format, mut only) = (Scale { quick: false }, false, Format::Table, Vec::new());
+    for arg in env::args().skip(1) {
+        match &arg[..] {
+            "--quick" => scale.quick = true,
+            "--ensemble" => ensemble = true,
+            "--json" => format = Format::Json,
+            name if figures::ALL.iter().any(|(figure, _)| *figure == name) => only.push(arg),
+            _ => {
+                let names: Vec<&str> = figures::ALL.iter().map(|(figure, _)| *figure).collect();
+                report::say(&format!("{USAGE}\nfigures: {}", names.join(" ")));
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let mut report = Report::new(format, ensemble);
+    for (name, measure) in figures::ALL {
+        if only.is_empty() || only.iter().any(|wanted| wanted == name) {
+            report::say(&format!("measuring {name} ..."));
+            // Each on a fresh ensemble: what one leaves behind is not to be paid for by the next.
+            measure(&Zk::start(ensemble), scale, &mut report);
+        }
+    }
+    report.print();
+    ExitCode::SUCCESS
+}
