@@ -168,6 +168,18 @@ impl Daemon {
         self.stdout.text()
     }
 
+    /// The same, byte by byte.
+    #[must_use]
+    pub fn stdout_bytes(&self) -> Vec<u8> {
+        lock(&self.stdout.bytes).clone()
+    }
+
+    /// What it has printed on stderr so far, byte by byte.
+    #[must_use]
+    pub fn stderr_bytes(&self) -> Vec<u8> {
+        lock(&self.stderr.bytes).clone()
+    }
+
     /// What it has printed on stderr so far.
     #[must_use]
     pub fn stderr(&self) -> String {
@@ -250,7 +262,8 @@ impl Drop for Daemon {
 }
 
 /// Where cargo puts a program of this workspace: beside the other programs, and in the parent of the tests' directory.
-pub(crate) fn binary(name: &str) -> PathBuf {
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a process knows its program");
     let dir = own.parent().expect("a program is in a directory");
     let target = if dir.ends_with("deps") { dir.parent().expect("cargo puts deps/ into the target") } else { dir };

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bench, SECOND, well};
+use common::{Bench, SECOND, kill_inner, well};
 
 use std::{
     io::{Read, Write},
@@ -238,4 +238,129 @@ fn a_master_says_whether_it_goes_round() {
     assert!(ask("/healthz").starts_with("HTTP/1.1 200 "));
     assert!(ask("/tasks/task-0000000000/1/stdout").starts_with("HTTP/1.1 404 "));
     well(&[&master]);
+}
+
+// --- run and logs
+
+/// Bytes of all kinds, others for each seed.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
+    bytes
+}
+
+impl Served {
+    /// A client that runs a command.
+    fn run(&self, command: &str) -> e2e::daemon::Launch {
+        self.client().args(["run", "--", command])
+    }
+
+    fn logs(&self, args: &[&str]) -> Daemon {
+        self.client().arg("logs").args(args).start()
+    }
+}
+
+/// Its exit code, and that it had nothing to say.
+#[track_caller]
+fn code(client: &Daemon) -> i32 {
+    client.wait_exit(60 * SECOND).code().expect("it is not killed")
+}
+
+#[test]
+fn run_shows_both_streams_byte_by_byte_whatever_their_length() {
+    let served = Served::start("exact");
+    for (number, (out, err)) in
+        [(0, 0), (1, 0), (0, 1), (65_536, 65_537), (32_768, 1 << 20), (5_000_000, 3_000_000)].into_iter().enumerate()
+    {
+        let (stdout, stderr) = (noise(1, out), noise(2, err));
+        let (from_out, from_err) = (served.path("out"), served.path("err"));
+        std::fs::write(&from_out, &stdout).expect("a file can be written");
+        std::fs::write(&from_err, &stderr).expect("a file can be written");
+        let (from_out, from_err) = (from_out.display(), from_err.display());
+        let client = served.run(&format!("cat {from_out} & cat {from_err} >&2; wait; exit {number}")).start();
+        assert_eq!(code(&client), i32::try_from(number).expect("it is small"));
+        assert!(client.stdout_bytes() == stdout, "stdout of {out} bytes: {} came", client.stdout_bytes().len());
+        assert!(client.stderr_bytes() == stderr, "stderr of {err} bytes: {}", client.stderr());
+    }
+    let last = TaskName::from_number(5).to_string();
+    let client = served.logs(&["--stderr", &last]);
+    assert_eq!(code(&client), 0);
+    assert!(client.stdout().is_empty() && client.stderr_bytes() == noise(2, 3_000_000));
+    let client = served.logs(&["--stdout", "-f", &last]);
+    assert_eq!((code(&client), client.stderr().as_str()), (0, ""));
+    assert!(client.stdout_bytes() == noise(1, 5_000_000));
+}
+
+#[test]
+fn output_comes_while_the_command_runs() {
+    let served = Served::start("live");
+    let command = format!("printf one; printf two >&2; {}; printf three", served.gate("go"));
+    let client = served.run(&command).start();
+    client.wait_stdout("one");
+    client.wait_stderr("two");
+    let task = TaskName::from_number(0).to_string();
+    let now = served.logs(&[&task]);
+    assert_eq!((code(&now), now.stdout().as_str(), now.stderr().as_str()), (0, "one", "two"));
+    let follower = served.logs(&["-f", &task]);
+    follower.wait_stdout("one");
+    served.open("go");
+    for client in [client, follower] {
+        assert_eq!((code(&client), client.stdout().as_str(), client.stderr().as_str()), (0, "onethree", "two"));
+    }
+}
+
+#[test]
+fn whoever_follows_a_task_that_waits_sees_it_from_its_first_byte() {
+    let served = Served::start("waits");
+    let first = served.tree.submit_with(&served.gate("go"), |_| ());
+    let task = served.tree.submit_with("echo out; echo err >&2", |meta| meta.after = vec![first]);
+    let now = served.logs(&[&task.to_string()]);
+    assert_eq!((code(&now), now.stdout().as_str(), now.stderr().as_str()), (0, "", ""), "there is nothing yet");
+    let follower = served.logs(&["-f", "--stdout", &task.to_string()]);
+    served.open("go");
+    assert_eq!((code(&follower), follower.stdout().as_str(), follower.stderr().as_str()), (0, "out\n", ""));
+    let none = served.logs(&["-f", "task-0000000099"]);
+    assert_eq!(code(&none), 125);
+    assert_eq!(none.stderr(), "zk-client: cannot show its output: no such task: task-0000000099\n");
+}
+
+#[test]
+fn logs_in_json_are_an_object_for_each_piece() {
+    let served = Served::start("json");
+    let task = served.tree.submit_with("printf 'a\\n'; printf '\\377' >&2", |_| ());
+    served.tree.expect(task, "done");
+    let client = served.logs(&["--json", &task.to_string()]);
+    assert_eq!((code(&client), client.stderr().as_str()), (0, ""));
+    let head = format!("{{\"task\":\"{task}\",\"attempt\":1,\"worker\":\"w\",\"stream\":");
+    let expected = format!(
+        "{head}\"stdout\",\"offset\":0,\"text\":\"a\\n\"}}\n{head}\"stderr\",\"offset\":0,\"base64\":\"/w==\"}}\n"
+    );
+    assert_eq!(client.stdout(), expected);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_run_quietly_and_the_task_with_it() {
+    let served = Served::start("head");
+    let client = Daemon::program("/bin/sh")
+        .args(["-c", "{ \"$0\" \"$@\"; echo code $? >&2; } | head -n 1"])
+        .arg(e2e::daemon::binary("zk-client"))
+        .args(["--zk", &served.zk, "run", "--", "yes"])
+        .start();
+    assert_eq!(code(&client), 0);
+    assert_eq!((client.stdout().as_str(), client.stderr().as_str()), ("y\n", "code 0\n"));
+    served.tree.expect(TaskName::from_number(0), "cancelled");
+}
+
+#[test]
+fn the_output_of_every_attempt_is_shown_in_order() {
+    let served = Served::start("attempts");
+    let wait = served.gate("never");
+    let command = format!("echo out $ZK_TASK_ATTEMPT; [ $ZK_TASK_ATTEMPT -gt 1 ] || {{ {wait}; }}; echo end");
+    let client = served.run(&command).start();
+    client.wait_stdout("out 1\n");
+    kill_inner(&served.worker);
+    assert_eq!(code(&client), 0);
+    assert_eq!(client.stdout(), "out 1\nout 2\nend\n");
+    assert!(client.stderr().contains("zk-client: attempt 2 begins on worker w\n"), "{}", client.stderr());
 }

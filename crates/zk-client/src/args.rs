@@ -9,9 +9,10 @@ use std::time::Duration;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use zk_cli::CommonArgs;
-use znode_paths::{Bytes, DecodeError, Task, TaskMeta, TaskName, WorkerName};
+use znode_paths::{Bytes, DecodeError, Stream, Task, TaskMeta, TaskName, WorkerName};
 
 use crate::error::Failure;
+use crate::follow::Wanted;
 use crate::submit::Order;
 use crate::{Config, Error, Job, state};
 
@@ -51,10 +52,25 @@ enum Command {
         #[command(flatten)]
         task: TaskArgs,
     },
-    /// Submit a task, wait for its end, print its output and exit with its code; Ctrl-C cancels it
+    /// Submit a task, show its output as it comes and exit with its code; Ctrl-C cancels it
     Run {
         #[command(flatten)]
         task: TaskArgs,
+    },
+    /// Show the output of a task: from its worker, or from its status when the worker is gone; 1 if some is missing
+    Logs {
+        /// Go on until the task has ended
+        #[arg(short, long)]
+        follow: bool,
+        /// Only its standard output
+        #[arg(long, conflicts_with = "stderr")]
+        stdout: bool,
+        /// Only its standard error
+        #[arg(long)]
+        stderr: bool,
+        /// Which
+        #[arg(value_name = "TASK")]
+        task: TaskName,
     },
     /// Block until all tasks are finished; print TASK, STATE and EXIT CODE of each as it ends
     Wait {
@@ -253,6 +269,14 @@ impl Args {
         let job = match self.command {
             Command::Submit { task } => Job::Submit(task.order(self.max_queue)?),
             Command::Run { task } => Job::Run(task.order(self.max_queue)?),
+            Command::Logs { follow, stdout, stderr, task } => {
+                let streams = match (stdout, stderr) {
+                    (true, _) => vec![Stream::Stdout],
+                    (_, true) => vec![Stream::Stderr],
+                    _ => Stream::BOTH.to_vec(),
+                };
+                Job::Logs(task, Wanted { wait: follow, streams, json: self.json })
+            }
             Command::Wait { tasks } => Job::Wait(tasks.into_iter().collect()),
             Command::List { state } => Job::List(state),
             Command::Show { task } => Job::Show(task),

@@ -21,6 +21,8 @@ pub(crate) enum Message {
     NotOpened(OpenError),
     /// The user wants the task cancelled.
     Cancel,
+    /// Something happened to a stream of output.
+    Output,
 }
 
 /// How long to go on without a session.

@@ -19,12 +19,15 @@ mod args;
 mod connection;
 mod error;
 pub mod exit;
+pub mod follow;
 mod key;
+mod live;
 mod look;
 mod output;
 mod render;
 pub mod report;
 mod run;
+mod scene;
 pub mod state;
 pub mod submit;
 mod wait;
@@ -42,6 +45,7 @@ pub use error::{Error, Failure};
 pub use submit::Order;
 
 use connection::{Connection, Patience};
+use follow::{Shown, Wanted};
 use report::{Explanation, Submitted, TaskDetail, TaskLine};
 use wait::{News, Waiting};
 
@@ -65,6 +69,8 @@ pub enum Job {
     Submit(Order),
     /// Create a task, wait for it, and be it.
     Run(Order),
+    /// Show what a task writes.
+    Logs(TaskName, Wanted),
     /// Wait for tasks.
     Wait(BTreeSet<TaskName>),
     /// List the tasks in these states, or all.
@@ -109,6 +115,7 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
     let (tried, done) = match job {
         Job::Submit(order) => ("submit the task", submit(&mut connection, &order, json)),
         Job::Run(order) => return run::run(connection, order, json),
+        Job::Logs(task, wanted) => ("show its output", logs(&mut connection, task, &wanted)),
         Job::Wait(tasks) => (TRIED_TO_WAIT, wait_for(&mut connection, tasks, json)),
         Job::List(states) => ("list the tasks", list(&mut connection, &states, json)),
         Job::Show(task) => ("show the task", show(&mut connection, task, json)),
@@ -134,6 +141,15 @@ fn submit(connection: &mut Connection, order: &Order, json: bool) -> Result<u8, 
         // Whoever sees only this must not submit it again.
         Err(Error::Stdout(error)) => Err(Error::Unprinted(task, error)),
         printed => printed.map(|()| exit::DONE),
+    }
+}
+
+fn logs(connection: &mut Connection, task: TaskName, wanted: &Wanted) -> Result<u8, Error> {
+    connection.session(Some(Instant::now() + connection.patience()))?;
+    match follow::follow(connection, task, wanted, false)? {
+        Shown { broken: Some(error), .. } => Err(Error::Stdout(error)),
+        Shown { missing: true, .. } => Ok(exit::NOT_DONE),
+        Shown { .. } => Ok(exit::DONE),
     }
 }
 

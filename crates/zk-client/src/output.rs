@@ -1,7 +1,10 @@
 //! What the user sees: results on standard output, all else in sentences on standard error.
 
 use std::io::{self, BufWriter, ErrorKind, Write as _};
+use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::Error;
@@ -21,13 +24,36 @@ pub(crate) fn results<O: Serialize>(
     written.and_then(|()| stdout.flush()).map_err(Error::Stdout)
 }
 
-/// Prints what a command wrote, as it wrote it.
-pub(crate) fn bytes(stdout: &[u8], stderr: &[u8]) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(stdout).and_then(|()| out.flush());
-    // A standard error that cannot be written to is nothing that could be told to anybody.
-    io::stderr().lock().write_all(stderr).ok();
-    written.map_err(Error::Stdout)
+/// Prints an object of JSON on a line.
+pub(crate) fn object(object: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(object).expect("our own types have string keys and no failing field");
+    line.push(b'\n');
+    stdout(&line)
+}
+
+/// Writes bytes to standard output, as they are and at once.
+pub(crate) fn stdout(bytes: &[u8]) -> io::Result<()> {
+    let stdout = io::stdout().lock();
+    write(&stdout, bytes)
+}
+
+/// Writes bytes to standard error.
+pub(crate) fn stderr(bytes: &[u8]) -> io::Result<()> {
+    let stderr = io::stderr().lock();
+    write(&stderr, bytes)
+}
+
+/// Somebody else may have made a terminal or a pipe that we share non-blocking.
+fn write(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => _ = poll(&mut [PollFd::new(to, PollFlags::OUT)], None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Tells the user something, on one line.

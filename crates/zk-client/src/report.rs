@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use znode_paths::{AttemptKind, Instance, Outcome, Tail, TaskMeta, TaskName, WorkerName};
+use znode_paths::{AttemptKind, Bytes, Instance, Outcome, Stream, Tail, TaskMeta, TaskName, WorkerName};
 
 use crate::look::{Masters, TaskDetails, TaskSeen};
 use crate::state::{Crew, State, state};
@@ -55,6 +55,32 @@ pub struct DrainLine {
     pub drain: bool,
 }
 
+/// A piece of what a task writes: `logs --json` and `run --json`, an object a line, as it comes.
+#[derive(Debug, Serialize)]
+pub struct Chunk<'a> {
+    /// The task's name.
+    pub task: TaskName,
+    /// Which attempt wrote it, from 1; nothing where the assignment was made by hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// Who ran it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<&'a WorkerName>,
+    /// `stdout` or `stderr`.
+    #[serde(serialize_with = "stream")]
+    pub stream: Stream,
+    /// Where in that stream the bytes begin.
+    pub offset: u64,
+    /// The bytes: `text`, or `base64` where they are none. A character may be cut in two by the end of a piece.
+    #[serde(flatten)]
+    pub bytes: Bytes,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn stream<S: serde::Serializer>(stream: &Stream, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(stream.as_str())
+}
+
 /// A task: `list --json` and `wait --json`, one object a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TaskLine {
@@ -93,7 +119,7 @@ pub struct TaskLine {
     pub end_ms: Option<u64>,
 }
 
-/// Everything known of a task: `show --json` and `run --json`. Its options are those that it was submitted with; one made
+/// Everything known of a task: `show --json`, and the last line of `run --json`. Its options are those that it was submitted with; one made
 /// by hand has none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TaskDetail {

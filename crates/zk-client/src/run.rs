@@ -1,22 +1,21 @@
-//! `run`: submit, wait, and hand on what the command wrote and how it ended.
+//! `run`: submit, and hand on what the command writes and how it ends.
 //!
 //! The work is done on a thread of its own, which a server that does not answer may hold up. So the user can leave at
 //! once whatever happens: the main thread only listens.
 
-use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use znode_paths::{Outcome, Status, StatusMeta, Tail, TaskName};
+use znode_paths::{Outcome, Status, StatusMeta, Stream, TaskName};
 
 use crate::connection::{Connection, Message, Patience};
 use crate::error::Failure;
+use crate::follow::{Wanted, follow};
 use crate::look::TaskSeen;
 use crate::report::TaskDetail;
 use crate::submit::{Order, submit};
-use crate::wait::{self, News, Waiting};
-use crate::{Error, exit, look, output};
+use crate::{Error, exit, look, output, wait};
 
 /// How far it is, for whoever presses Ctrl-C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,56 +113,36 @@ fn work(mut connection: Connection, order: &Order, progress: &Mutex<Progress>, j
     let task = submit(&mut connection, order, may_send).map_err(|error| error.of("run the command"))?;
     *lock(progress) = Progress::Submitted(task);
     log::info!("submitted task={task}");
-    let code = follow(&mut connection, task, json).map_err(|error| error.of(format!("follow {task}")));
+    let code = hand_on(&mut connection, task, json).map_err(|error| error.of(format!("follow {task}")));
     connection.close();
     code
 }
 
-/// Waits for the end and hands it on.
-fn follow(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8, Error> {
-    let mut waiting = Waiting::new(BTreeSet::from([task]));
-    let mut news = waiting.next(connection, true)?;
-    if news.is_empty() {
-        wait::cancel(connection, task)?;
-        news = waiting.next(connection, false)?;
-    }
-    let Some(News::Ended(seen)) = news.pop() else { return Err(Error::NoTask(vec![task])) };
-    let TaskSeen { status: Some(status), .. } = &*seen else { return Err(Error::NoTask(vec![task])) };
-    if json {
-        let details = connection.ask(Patience::Endless, |session| look::details(session, task))?;
-        let details = details.ok_or(Error::NoTask(vec![task]))?;
-        output::results(true, &[TaskDetail::new(&details, &Default::default())], |_| Vec::new())?;
-        return Ok(exit::of_status(status));
-    }
-    let meta = status.meta.clone().unwrap_or_default();
-    match output::bytes(bytes(meta.stdout.as_ref()), bytes(meta.stderr.as_ref())) {
+/// Hands on what the command writes, and how it ends.
+fn hand_on(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8, Error> {
+    let wanted = Wanted { wait: true, streams: Stream::BOTH.to_vec(), json };
+    let shown = follow(connection, task, &wanted, true)?;
+    let Some(TaskSeen { status: Some(status), .. }) = shown.ended else {
+        // A command here would get a signal, or an error, when it writes to what nobody reads.
+        wait::cancel(connection, task, Patience::Bounded)?;
+        return Err(Error::Stdout(shown.broken.unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into())));
+    };
+    match shown.broken.map(Error::Stdout) {
         // The command has run: its code counts, whoever reads its output.
-        Err(error) if !output::unwanted(&error) => return Err(error),
-        _ => {}
+        Some(error) if !output::unwanted(&error) => return Err(error),
+        Some(_) => {}
+        None if json => {
+            let details = connection.ask(Patience::Endless, |session| look::details(session, task))?;
+            let details = details.ok_or(Error::NoTask(vec![task]))?;
+            output::results(true, &[TaskDetail::new(&details, &Default::default())], |_| Vec::new())?;
+        }
+        None => {
+            if let Some(text) = remark(task, &status) {
+                output::note(&text);
+            }
+        }
     }
-    if let Some(text) = missing_output(&meta) {
-        output::note(&text);
-    }
-    if let Some(text) = remark(task, status) {
-        output::note(&text);
-    }
-    Ok(exit::of_status(status))
-}
-
-fn bytes(tail: Option<&Tail>) -> &[u8] {
-    tail.map(|tail| &tail.bytes[..]).unwrap_or_default()
-}
-
-/// What is not in the tails. Pure.
-fn missing_output(meta: &StatusMeta) -> Option<String> {
-    let missing = [("stdout", &meta.stdout), ("stderr", &meta.stderr)].into_iter().filter_map(|(stream, tail)| {
-        let tail = tail.as_ref()?;
-        let missing = tail.length.saturating_sub(u64::try_from(tail.bytes.len()).unwrap_or(u64::MAX));
-        (missing > 0).then(|| format!("the first {missing} bytes of {stream}"))
-    });
-    let missing = missing.collect::<Vec<_>>().join(" and ");
-    let worker = meta.worker.as_ref().map_or_else(|| "its worker".to_owned(), |worker| format!("worker {worker}"));
-    (!missing.is_empty()).then(|| format!("{missing} are missing here, the whole is on {worker}"))
+    Ok(exit::of_status(&status))
 }
 
 /// What the exit code does not say by itself. Pure.
@@ -206,29 +185,6 @@ mod tests {
         }
         let (_, Reaction::Leave(error)) = on_signal(Progress::Submitted(task()), false) else { panic!("not left") };
         assert!(error.to_string().contains("zk-client wait task-0000000007"), "{error}");
-    }
-
-    fn tail(length: u64, bytes: &[u8]) -> Option<Tail> {
-        Some(Tail { length, bytes: bytes.to_vec() })
-    }
-
-    #[test]
-    fn output_that_is_not_all_there_is_said_to_be_elsewhere() {
-        let mut meta = StatusMeta { stdout: tail(3, b"abc"), stderr: tail(0, b""), ..StatusMeta::default() };
-        assert_eq!(missing_output(&meta), None);
-        assert_eq!(missing_output(&StatusMeta::default()), None);
-        meta.stdout = tail(10, b"abc");
-        assert_eq!(
-            missing_output(&meta).unwrap(),
-            "the first 7 bytes of stdout are missing here, the whole is on its worker"
-        );
-        meta.stderr = tail(2, b"");
-        meta.worker = Some("w".parse().unwrap());
-        let text = missing_output(&meta).unwrap();
-        assert_eq!(
-            text,
-            "the first 7 bytes of stdout and the first 2 bytes of stderr are missing here, the whole is on worker w"
-        );
     }
 
     #[track_caller]

@@ -152,8 +152,8 @@ fn look_at_one(session: &Session, task: TaskName) -> Result<Look, zk_session::Er
 }
 
 /// Asks for the cancellation of a task. That it was asked for already, or that the task is gone, is all the same.
-pub(crate) fn cancel(connection: &mut Connection, task: TaskName) -> Result<(), Error> {
-    connection.ask(Patience::Endless, |session| ask_to_stop(session, task).map(drop))
+pub(crate) fn cancel(connection: &mut Connection, task: TaskName, patience: Patience) -> Result<(), Error> {
+    connection.ask(patience, |session| ask_to_stop(session, task).map(drop))
 }
 
 /// Asks for the cancellation of a task; returns whether there is such a task.

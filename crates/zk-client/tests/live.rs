@@ -224,13 +224,15 @@ fn run_says_what_is_missing_and_why_it_ended() {
 }
 
 #[test]
-fn run_in_json_prints_one_object() {
+fn run_in_json_prints_what_comes_and_then_the_task() {
     let tree = Tree::new("run-json");
     let client = tree.client(&["run", "--json", "x"]).start();
     tree.finish(&wait_task(&tree), "done\n{\"zk\":1,\"exit_code\":0,\"stdout\":{\"length\":2,\"text\":\"ab\"}}");
     let (code, stdout, stderr) = ended(&client);
-    assert_eq!((code, stdout.lines().count(), stderr.as_str()), (0, 1, ""));
-    assert!(stdout.contains("\"state\":\"done\"") && stdout.contains("\"text\":\"ab\""), "{stdout}");
+    assert_eq!((code, stdout.lines().count(), stderr.as_str()), (0, 2, ""));
+    let (chunk, end) = stdout.split_once('\n').unwrap();
+    assert_eq!(chunk, r#"{"task":"task-0000000000","stream":"stdout","offset":0,"text":"ab"}"#);
+    assert!(end.contains("\"state\":\"done\"") && end.contains("\"text\":\"ab\""), "{end}");
 }
 
 #[test]

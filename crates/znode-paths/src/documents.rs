@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Instance, TaskName, WorkerName};
+use crate::{Instance, Stream, TaskName, WorkerName};
 
 /// The most bytes of data that we put into a znode. ZooKeeper's `jute.maxbuffer` (1,048,575 bytes by default) bounds the
 /// whole request; a server that gets a longer one cuts the connection.
@@ -372,6 +372,16 @@ pub struct StatusMeta {
     /// The end of what it wrote to its standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<Tail>,
+}
+
+impl StatusMeta {
+    /// The end of what the command wrote to this stream.
+    pub fn get(&self, stream: Stream) -> Option<&Tail> {
+        match stream {
+            Stream::Stdout => self.stdout.as_ref(),
+            Stream::Stderr => self.stderr.as_ref(),
+        }
+    }
 }
 
 impl Status {
