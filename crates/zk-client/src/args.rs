@@ -130,6 +130,12 @@ enum Command {
     },
     /// Show the cluster: masters, workers, tasks by state
     Status,
+    /// Check the whole tree against the protocol; exits with 1 when something is wrong with it
+    Doctor {
+        /// Repair what can be repaired while everybody works
+        #[arg(long)]
+        fix: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -288,6 +294,7 @@ impl Args {
             Command::Drain { worker } => Job::Drain(worker, true),
             Command::Undrain { worker } => Job::Drain(worker, false),
             Command::Status => Job::Status,
+            Command::Doctor { fix } => Job::Doctor(fix),
         };
         Ok(Config { session, connect_timeout: self.connect_timeout, json: self.json, job })
     }

@@ -85,6 +85,11 @@ impl Connection {
         self.patience
     }
 
+    /// Whether all that is made is for one identity only.
+    pub(crate) fn identity(&self) -> bool {
+        self.config.digest.is_some()
+    }
+
     /// Where ZooKeeper is.
     pub(crate) fn zk(&self) -> String {
         self.config.connect.to_string()

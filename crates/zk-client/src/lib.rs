@@ -16,7 +16,9 @@
 
 mod act;
 mod args;
+mod checkup;
 mod connection;
+pub mod doctor;
 mod error;
 pub mod exit;
 pub mod follow;
@@ -91,6 +93,8 @@ pub enum Job {
     Drain(WorkerName, bool),
     /// Show the cluster.
     Status,
+    /// Check the tree; repair it if this is set.
+    Doctor(bool),
 }
 
 /// Does what the command line says; tells the user on one line what went wrong.
@@ -129,6 +133,7 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         }
         Job::Workers => ("list the workers", workers(&mut connection, json)),
         Job::Status => ("show the cluster", status(&mut connection, json)),
+        Job::Doctor(fix) => ("check the tree", checkup::doctor(&mut connection, fix, json)),
     };
     connection.close();
     done.map_err(|error| error.of(tried))

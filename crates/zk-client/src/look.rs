@@ -228,7 +228,10 @@ pub(crate) fn facts(session: &Session, name: TaskName) -> Result<Option<Facts>, 
     let live = live(session)?;
     view.live = live.iter().map(|(name, ..)| name.instance).collect();
     view.now_ms = now_ms(&live);
-    view.fence = session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data)).unwrap_or_default();
+    if let Some((data, stat)) = session.read(paths::EPOCH, false)? {
+        view.fence = decode_epoch(&data).unwrap_or_default();
+        tree.raised = stat.mzxid;
+    }
     tree.primary = match masters_among(session, &live)? {
         Masters { primary: None, .. } => Primary::None,
         Masters { primary: Some(address), ours: false, .. } => Primary::ByHand(address),

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 use znode_paths::Tail;
 
-use crate::report::{ClusterStatus, Explanation, TaskDetail, TaskLine, WorkerLine};
+use crate::report::{ClusterStatus, Explanation, FindingLine, TaskDetail, TaskLine, WorkerLine};
 
 /// The text on one line, without anything that a terminal would act upon. Quotes and backslashes stay as they are.
 pub(crate) fn escape(text: &str) -> String {
@@ -94,6 +94,26 @@ fn exit(line: &TaskLine) -> String {
         (None, Some(signal)) => signal.saturating_add(crate::exit::SIGNAL.into()).to_string(),
         (None, None) => "-".to_owned(),
     }
+}
+
+/// `doctor`: a line for each, and a last one with the count.
+pub(crate) fn findings(lines: &[FindingLine], fix: bool) -> Vec<String> {
+    let text = |line: &FindingLine| {
+        let what = match line {
+            FindingLine { repaired: true, .. } => "repaired",
+            FindingLine { violation: true, .. } => "wrong",
+            _ => "note",
+        };
+        let repair = match (fix, line.repaired) {
+            (true, true) => String::new(),
+            (true, false) => format!(" (not repaired: {})", line.repair),
+            (false, _) => format!(" (--fix: {})", line.repair),
+        };
+        escape(&format!("{what}: {}: {}{repair}", line.path, line.meaning))
+    };
+    let wrong = lines.iter().filter(|line| line.violation && !line.repaired).count();
+    let repaired = lines.iter().filter(|line| line.repaired).count();
+    lines.iter().map(text).chain([format!("{wrong} wrong, {repaired} repaired")]).collect()
 }
 
 /// `workers`.

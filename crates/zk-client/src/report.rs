@@ -195,6 +195,23 @@ pub struct Explanation {
     pub why: String,
 }
 
+/// Something that is wrong with the tree: `doctor --json`, one object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FindingLine {
+    /// What, in a word.
+    pub class: &'static str,
+    /// Where.
+    pub path: String,
+    /// It breaks the protocol; what does not is only said.
+    pub violation: bool,
+    /// What it means, for people.
+    pub meaning: &'static str,
+    /// What `--fix` does about it, or why it cannot.
+    pub repair: String,
+    /// It is not there any more.
+    pub repaired: bool,
+}
+
 /// A worker: `workers --json`, one object a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WorkerLine {

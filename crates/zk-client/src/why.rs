@@ -32,6 +32,8 @@ pub enum Facts {
 pub struct Tree {
     /// As a primary would have read it. `fence` is what `/epoch` says.
     pub view: View,
+    /// The transaction that last wrote `/epoch`.
+    pub raised: i64,
     /// Who would act.
     pub primary: Primary,
     /// Of each assignment that is on a desk with this task: the transaction that made it and when, by the servers' clock.
@@ -282,7 +284,7 @@ fn held(
     known: &Known,
     open: &Open,
 ) -> Cause {
-    let Tree { view, made, .. } = tree;
+    let Tree { view, made, raised, .. } = tree;
     let (worker, meta) = (worker.clone(), assignment.meta.as_ref());
     if meta.is_some_and(|meta| meta.task != known.czxid) {
         return Cause::EarlierTask { worker };
@@ -312,16 +314,17 @@ fn held(
         let since = since(tree, &worker, name);
         return if open.cancel { Cause::Cancelling { worker } } else { Cause::RunningByHand { worker, since } };
     };
-    if meta.is_some_and(|meta| meta.fence != view.fence) {
+    let own = made.get(&(worker.clone(), name)).map_or(0, |(czxid, _)| *czxid);
+    // What an earlier primary assigned before its successor raised the fence may have been started then, and runs on.
+    if meta.is_some_and(|meta| meta.fence != view.fence) && own > *raised {
         return Cause::Fenced { worker };
     }
     if open.cancel {
         return Cause::Cancelling { worker };
     }
-    let own = made.get(&(worker.clone(), name)).map_or(0, |(czxid, _)| *czxid);
     let earlier = view.assign[&worker].tasks.iter().filter(|(other, assignment)| {
         let busy = view.tasks.get(other).is_none_or(|known| known.open().is_some());
-        let runs = assignment.meta.as_ref().is_none_or(|meta| !meta.returned && meta.fence == view.fence);
+        let runs = assignment.meta.as_ref().is_none_or(|meta| !meta.returned);
         busy && runs && made.get(&(worker.clone(), **other)).is_some_and(|(czxid, _)| *czxid < own)
     });
     let (slots, since) = (registered.slots(), since(tree, &worker, name));
@@ -449,7 +452,7 @@ mod tests {
         /// The task is there, and a master; nothing else.
         fn new() -> Scene {
             let view = View { fence: FENCE, now_ms: NOW_MS, census_ms: NOW_MS, ..View::default() };
-            let scene = Scene(Tree { view, primary: Primary::Daemon, made: BTreeMap::new() });
+            let scene = Scene(Tree { view, raised: NOW_MS - 60, primary: Primary::Daemon, made: BTreeMap::new() });
             scene.task(7, |_| ())
         }
 
@@ -553,7 +556,10 @@ mod tests {
         let scene = || Scene::new().worker("w", 1, 1).assigned("w", 1, 7, 75);
         scene().is("running", "running", "w has it since 1m15s ago (attempt 1)");
         scene().task(7, |open| open.cancel = true).is("cancelling", "running", "w is to stop it");
-        scene().but("w", |meta| meta.fence += 1).is("fenced", "assigned", "w, which will not start it");
+        // Made before the fence was raised, it may have been started before.
+        scene().but("w", |meta| meta.fence -= 1).is("running", "running", "w has it");
+        let late = Scene::new().worker("w", 1, 1).assigned("w", 1, 7, 5);
+        late.but("w", |meta| meta.fence -= 1).is("fenced", "assigned", "w, which will not start it");
         scene().but("w", |meta| meta.returned = true).is("returned", "pending", "w gave it back");
         scene().but("w", |meta| meta.task = 1).is("earlier_task", "pending", "an earlier task of this name at w");
         // Whoever would have to act makes no difference to what is running.

@@ -107,6 +107,7 @@ fn not_reached(zk: &str, says: &[&str]) {
         &["list"],
         &["show", task],
         &["why", task],
+        &["doctor"],
         &["cancel", task],
         &["retry", task],
         &["rm", task],

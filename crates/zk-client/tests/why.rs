@@ -6,39 +6,7 @@ mod common;
 
 use zk_session::Kind;
 
-use common::Tree;
-
-/// What our daemons carry.
-const W: &str = "00000000000000aa";
-const M: &str = "00000000000000bb";
-
-/// A tree that a master has set up, with its `/master`, its node below `/live` and the fence 50.
-fn reign(name: &str) -> Tree {
-    let tree = Tree::new(name);
-    ephemeral(&tree, "/master", "m1:2223");
-    live(&tree, M, "master");
-    tree.create("/epoch", "50");
-    tree
-}
-
-#[track_caller]
-fn ephemeral(tree: &Tree, path: &str, data: &str) {
-    tree.session.create(path, data.as_bytes(), Kind::Ephemeral).unwrap();
-}
-
-#[track_caller]
-fn live(tree: &Tree, instance: &str, role: &str) {
-    tree.session.ensure("/live").unwrap();
-    ephemeral(tree, &format!("/live/{instance}-1"), &format!("x:1\n{{\"zk\":1,\"role\":\"{role}\"}}"));
-}
-
-/// A daemon: registered, with a desk, one slot and a label.
-#[track_caller]
-fn worker(tree: &Tree, name: &str) {
-    let meta = format!("{{\"zk\":1,\"instance\":\"{W}\",\"slots\":1,\"labels\":{{\"disk\":\"ssd\"}}}}");
-    ephemeral(tree, &format!("/workers/{name}"), &format!("{name}:2224\n{meta}"));
-    tree.session.ensure(&format!("/assign/{name}")).unwrap();
-}
+use common::{Tree, W};
 
 /// A task with these fields in its metadata.
 #[track_caller]
@@ -83,20 +51,20 @@ fn with_every_master_dead_the_tree_still_tells() {
     let tree = Tree::new("dead");
     let first = tree.task("x");
     check(&tree, &first, "pending", "no_master", "start zk-master); apart from that: no worker is registered");
-    worker(&tree, "w");
+    tree.worker("w");
     check(&tree, &first, "pending", "no_master", "apart from that: it is its turn");
     let second = task(&tree, &format!(",\"after\":[\"{first}\"]"));
     check(&tree, &second, "pending", "no_master", &format!("apart from that: it waits for {first} to be done"));
     assign(&tree, "w", &first, 50, &of(W));
     tree.create("/epoch", "50");
     check(&tree, &first, "running", "running", "w has it since ");
-    ephemeral(&tree, "/master", "by-hand:1");
+    tree.ephemeral("/master", "by-hand:1");
     check(&tree, &second, "pending", "master_by_hand", "\"by-hand:1\", played by hand");
 }
 
 #[test]
 fn whatever_a_status_says_is_the_end() {
-    let tree = reign("finished");
+    let tree = Tree::reign("finished");
     let task = tree.task("x");
     tree.finish(&task, "failed\n{\"zk\":1,\"exit_code\":3,\"worker\":\"w\",\"attempt\":2}");
     check(&tree, &task, "failed", "finished", "the command exited with 3, on w (attempt 2), ");
@@ -108,10 +76,10 @@ fn whatever_a_status_says_is_the_end() {
 
 #[test]
 fn what_nobody_can_run_waits_for_whom() {
-    let tree = reign("nobody");
+    let tree = Tree::reign("nobody");
     let plain = tree.task("x");
     check(&tree, &plain, "pending", "no_worker", "no worker is registered");
-    worker(&tree, "w");
+    tree.worker("w");
     let on = task(&tree, ",\"on\":\"v\",\"require\":{\"disk\":\"hdd\"}");
     check(&tree, &on, "pending", "none_matches", "--on v --require disk=hdd");
     check(&tree, &plain, "pending", "next", "assign it to w now");
@@ -123,8 +91,8 @@ fn what_nobody_can_run_waits_for_whom() {
 
 #[test]
 fn full_workers_are_told_from_the_queue() {
-    let tree = reign("queue");
-    worker(&tree, "w");
+    let tree = Tree::reign("queue");
+    tree.worker("w");
     let (first, second) = (tree.task("x"), tree.task("x"));
     check(&tree, &second, "pending", "queued", "before it in the queue: 1");
     let urgent = task(&tree, ",\"priority\":5");
@@ -142,8 +110,8 @@ fn full_workers_are_told_from_the_queue() {
 
 #[test]
 fn what_is_about_to_end_says_as_what() {
-    let tree = reign("ending");
-    worker(&tree, "w");
+    let tree = Tree::reign("ending");
+    tree.worker("w");
     let task_of = |data: &[u8]| tree.task(data);
     check(&tree, &task_of(b"\xff"), "pending", "undecodable", "the data is not UTF-8");
     check(&tree, &task_of(b"x\n{\"zk\":2}"), "pending", "undecodable", "format 2 is not known here");
@@ -168,7 +136,7 @@ fn what_is_about_to_end_says_as_what() {
 
 #[test]
 fn what_somebody_has_says_whether_it_will_run() {
-    let tree = reign("held");
+    let tree = Tree::reign("held");
     let held = |worker: &str, fence, fields: &str| {
         let task = tree.task("x");
         assign(&tree, worker, &task, fence, fields);
@@ -176,9 +144,9 @@ fn what_somebody_has_says_whether_it_will_run() {
     };
     let reconnecting = held("w", 50, &of(W));
     check(&tree, &reconnecting, "assigned", "worker_lost", "its worker w was lost");
-    live(&tree, W, "worker");
+    tree.live(W, "worker");
     check(&tree, &reconnecting, "assigned", "reconnecting", "it is between two sessions");
-    worker(&tree, "w");
+    tree.worker("w");
     check(&tree, &reconnecting, "running", "running", "w has it since ");
     check(&tree, &held("w", 49, &of(W)), "assigned", "fenced", "a master that is deposed assigned it to w");
     check(&tree, &held("w", 50, &format!("{},\"returned\":true", of(W))), "pending", "returned", "w gave it back");
@@ -200,7 +168,7 @@ fn what_somebody_has_says_whether_it_will_run() {
 
     let by_hand = held("h", 50, "");
     check(&tree, &by_hand, "assigned", "hand_worker_missing", "h, registered by hand, has it and is missing");
-    ephemeral(&tree, "/workers/h", "h:1");
+    tree.ephemeral("/workers/h", "h:1");
     check(&tree, &by_hand, "running", "assigned_by_hand", "h, registered by hand, has it since ");
     tree.create("/assign/h/task-0000000000", "");
     let once = task(&tree, ",\"no_requeue\":true");
@@ -217,7 +185,7 @@ fn what_somebody_has_says_whether_it_will_run() {
 /// Nothing is written by looking, and nothing that cannot be understood stands in the way.
 #[test]
 fn looking_writes_nothing_and_minds_nothing() {
-    let tree = reign("strange");
+    let tree = Tree::reign("strange");
     let task = tree.task("x");
     tree.create("/assign/not a name", b"\xff");
     tree.session.ensure("/assign/w").unwrap();

@@ -50,7 +50,11 @@ fn carry_out<'a>(session: &Session, chain: &'a Chain) -> Progress<'a> {
     (tried, Ok(()))
 }
 
-fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
+/// Takes one step. What is done already is no error.
+///
+/// # Errors
+/// As the requests of [`Session`].
+pub fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
     match step {
         // Already there means already recorded, perhaps by the primary before us.
         Step::Record(task, number, attempt) => {

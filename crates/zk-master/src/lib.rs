@@ -34,6 +34,7 @@ use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
 pub use args::Args;
+pub use execute::carry_out_step;
 pub use reading::read_task;
 
 use election::Standing;

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
-use zookeeper::{Acl, CreateMode, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
+use zookeeper::{Acl, CreateMode, Permission, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
 
 use crate::flow::Flow;
 use crate::socket::{self, Sockets};
@@ -84,6 +84,8 @@ pub enum Kind {
 pub struct Stat {
     /// The transaction that made it: tells it from a later one at the same path.
     pub czxid: i64,
+    /// The transaction that last wrote its data, or made it.
+    pub mzxid: i64,
     /// When it was made, in milliseconds since 1970 by the servers' clocks.
     pub ctime_ms: i64,
     /// When its data was last written, likewise.
@@ -103,6 +105,7 @@ impl From<zookeeper::Stat> for Stat {
     fn from(stat: zookeeper::Stat) -> Self {
         Stat {
             czxid: stat.czxid,
+            mzxid: stat.mzxid,
             ctime_ms: stat.ctime,
             mtime_ms: stat.mtime,
             version: stat.version,
@@ -605,6 +608,25 @@ impl Session {
     pub fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Error> {
         let absolute = self.0.connect.absolute(path);
         self.call(path, 0, |zookeeper| zookeeper.delete(&absolute, version))
+    }
+
+    /// Whether anybody may do anything with a znode; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn open_to_all(&self, path: &str) -> Result<Option<bool>, Error> {
+        let absolute = self.0.connect.absolute(path);
+        let acl = absent_is_none(self.call(path, 0, |zookeeper| zookeeper.get_acl(&absolute)))?;
+        Ok(acl.map(|(acl, _)| acl.iter().any(|entry| entry.scheme == "world" && entry.perms != Permission::READ)))
+    }
+
+    /// Gives a znode the ACL that this session gives to what it makes.
+    ///
+    /// # Errors
+    /// [`Error::NoNode`], [`Error::NotAllowed`], [`Error::Lost`].
+    pub fn protect(&self, path: &str) -> Result<(), Error> {
+        let absolute = self.0.connect.absolute(path);
+        self.call(path, 0, |zookeeper| zookeeper.set_acl(&absolute, self.0.acl.clone(), None)).map(drop)
     }
 
     /// Deletes a znode and all that is below it, also what others create there meanwhile.

@@ -13,6 +13,10 @@ use zk_session::{Config, Kind, Session};
 pub(crate) const CLIENT: &str = env!("CARGO_BIN_EXE_zk-client");
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
+/// The instance of each worker of a test, and that of its master.
+pub(crate) const W: &str = "00000000000000aa";
+pub(crate) const M: &str = "00000000000000bb";
+
 /// A tree of its own, and a session to play in it.
 pub(crate) struct Tree {
     pub(crate) zk: String,
@@ -44,6 +48,35 @@ impl Tree {
         for parent in ["/workers", "/tasks", "/assign"] {
             self.session.ensure(parent).unwrap();
         }
+    }
+
+    /// A tree with a master, as far as its nodes show: nobody acts. The fence is 50.
+    pub(crate) fn reign(name: &str) -> Tree {
+        let tree = Tree::new(name);
+        tree.ephemeral("/master", "m1:2223");
+        tree.live(M, "master");
+        tree.create("/epoch", "50");
+        tree
+    }
+
+    /// A daemon's node below `/live`.
+    #[track_caller]
+    pub(crate) fn live(&self, instance: &str, role: &str) {
+        self.session.ensure("/live").unwrap();
+        self.ephemeral(&format!("/live/{instance}-1"), format!("x:1\n{{\"zk\":1,\"role\":\"{role}\"}}"));
+    }
+
+    /// A daemon's registration and desk: one slot and a label.
+    #[track_caller]
+    pub(crate) fn worker(&self, name: &str) {
+        let meta = format!("{{\"zk\":1,\"instance\":\"{W}\",\"slots\":1,\"labels\":{{\"disk\":\"ssd\"}}}}");
+        self.ephemeral(&format!("/workers/{name}"), format!("{name}:2224\n{meta}"));
+        self.session.ensure(&format!("/assign/{name}")).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn ephemeral(&self, path: &str, data: impl AsRef<[u8]>) {
+        self.session.create(path, data.as_ref(), Kind::Ephemeral).unwrap();
     }
 
     #[track_caller]
