@@ -87,6 +87,13 @@ impl Launch {
         self.args(args).arg(program).args(own)
     }
 
+    /// Has a shell prepare what it starts with: the script is to end with `exec "$@"`.
+    pub fn through(mut self, script: &str) -> Launch {
+        let program = std::mem::replace(&mut self.program, PathBuf::from("/bin/sh")).into_os_string();
+        self.args.splice(..0, ["-c".into(), script.into(), "sh".into(), program]);
+        self
+    }
+
     /// Starts it.
     #[must_use]
     #[track_caller]

@@ -9,7 +9,7 @@ use zk_cli::CommonArgs;
 use zk_http::Listen;
 use znode_paths::{Address, WorkerName};
 
-use crate::{Config, Error};
+use crate::{Config, Error, Identity};
 
 /// Runs the tasks that a master assigns to it. Start one on each host.
 #[derive(Debug, Parser)]
@@ -54,6 +54,10 @@ pub struct Args {
     /// How much of the end of each stream is kept in the status; the whole output is in the work dir
     #[arg(long, env = "ZK_OUTPUT_LIMIT", value_name = "BYTES", default_value_t = 65_536)]
     output_limit: u64,
+
+    /// The user that tasks run as, by name or number; only root can do that [default: the worker's own]
+    #[arg(long, env = "ZK_RUN_AS", value_name = "USER")]
+    run_as: Option<String>,
 
     /// What becomes of running tasks when ZooKeeper is not reached for so long that they may be given to others
     #[arg(long, env = "ZK_ON_LOST", value_name = "kill|keep", default_value = "kill")]
@@ -112,9 +116,14 @@ impl Args {
             work_dir,
             grace: self.grace,
             output_limit: self.output_limit,
+            run_as: self.run_as.map(identity).transpose()?,
             on_lost: self.on_lost,
         })
     }
+}
+
+fn identity(user: String) -> Result<Identity, Error> {
+    Identity::of(&user).map_err(|error| Error::RunAs(user, error))
 }
 
 fn default_work_dir(name: &WorkerName) -> PathBuf {

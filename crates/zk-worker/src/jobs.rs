@@ -1,16 +1,16 @@
 //! What is in hand: commands that run, and results that are not written yet.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal};
 use znode_paths::{Attempt, AttemptMeta, Instance, Status, StatusMeta, Task, TaskName};
 
+use crate::Life;
+use crate::command::command;
 use crate::judge::{Report, Starts, Why, report};
 use crate::output::Folder;
 use crate::processes::{Exited, NotStarted, Processes};
-use crate::{Life, leftovers};
 
 /// Everything in hand, by task.
 pub(crate) struct Jobs {
@@ -169,11 +169,17 @@ impl Jobs {
             folder: None,
             stage: Stage::Ended(End { exited: None, why: None, error: None, at_ms: now_ms() }),
         };
-        let started = match command(start, life) {
-            Ok((command, folder)) => {
-                job.folder = Some(folder);
-                self.processes.start(command)
+        let run_as = life.config.run_as.as_ref();
+        let prepared = Folder::create(&life.outputs, name, fence).and_then(|folder| {
+            let folder = job.folder.insert(folder);
+            let command = command(start, folder, run_as)?;
+            if let Some(identity) = run_as {
+                folder.give_to(identity.uid(), identity.gid())?;
             }
+            Ok(command)
+        });
+        let started = match prepared {
+            Ok(command) => self.processes.start(command, run_as),
             Err(error) => Err(NotStarted::Failed(error)),
         };
         job.stage = match started {
@@ -185,7 +191,9 @@ impl Jobs {
             Err(NotStarted::Expired) => return,
             Err(NotStarted::Failed(error)) => {
                 log::warn!("cannot start task={name} attempt={attempt}: {error}");
-                let error = Some(format!("cannot start it: {error}"));
+                let cwd = task.meta.as_ref().and_then(|meta| meta.cwd.as_ref());
+                let place = cwd.map(|cwd| format!(" in {cwd}")).unwrap_or_default();
+                let error = Some(format!("cannot start it{place}: {error}"));
                 Stage::Ended(End { exited: None, why: None, error, at_ms: now_ms() })
             }
         };
@@ -349,49 +357,6 @@ fn how(exited: &Exited) -> String {
         (None, Some(signal)) => format!("signal={signal}"),
         (None, None) => "in an unknown way".to_owned(),
     }
-}
-
-/// Linux takes no longer argument (`MAX_ARG_STRLEN`, execve(2)), with the NUL at its end: the shell reads a longer command
-/// from a file.
-const LONGEST_ARGUMENT: usize = 128 * 1024;
-
-/// `/bin/sh -c COMMAND` in a folder of its own, with nothing of the worker's settings.
-fn command(start: &Start<'_>, life: &Life) -> std::io::Result<(Command, Folder)> {
-    let folder = Folder::create(&life.outputs, start.name, start.fence)?;
-    let (stdout, stderr) = folder.streams()?;
-    let mut command = Command::new("/bin/sh");
-    if start.task.command.len() < LONGEST_ARGUMENT {
-        command.arg("-c").arg(&start.task.command);
-    } else {
-        command.arg(folder.write_command(&start.task.command)?);
-    }
-    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    for (key, _) in std::env::vars_os() {
-        let ours = key.to_str().is_some_and(|key| key.starts_with("ZK_") || key == "RUST_LOG");
-        if ours {
-            command.env_remove(key);
-        }
-    }
-    command.current_dir(&folder.files);
-    if let Some(meta) = &start.task.meta {
-        for (key, value) in &meta.env {
-            if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-                return Err(std::io::Error::other(format!("{key:?} is no environment variable")));
-            }
-        }
-        command.envs(&meta.env);
-        if let Some(cwd) = &meta.cwd {
-            if !std::path::Path::new(cwd).is_dir() {
-                return Err(std::io::Error::other(format!("{cwd} is not a directory here")));
-            }
-            command.current_dir(cwd);
-        }
-    }
-    command.env(leftovers::FOLDER, &folder.path);
-    command.env("ZK_TASK", start.name.to_string());
-    command.env("ZK_TASK_ATTEMPT", start.attempt.to_string());
-    command.env("ZK_TASK_FENCE", start.fence.to_string());
-    Ok((command, folder))
 }
 
 fn now_ms() -> u64 {

@@ -18,8 +18,10 @@
 //! Deliberately absent: a queue of its own. What waits, waits in ZooKeeper.
 
 mod args;
+mod command;
 mod connection;
 mod container;
+mod identity;
 mod jobs;
 pub mod judge;
 mod leftovers;
@@ -40,6 +42,7 @@ use zk_session::{Event, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
 pub use args::{Args, OnLost};
+pub use identity::{Identity, IdentityError};
 
 use connection::Connection;
 use jobs::Jobs;
@@ -68,6 +71,8 @@ pub struct Config {
     pub grace: Duration,
     /// How many bytes of the end of each stream are kept in the status.
     pub output_limit: u64,
+    /// The user that tasks run as; nothing for the worker's own.
+    pub run_as: Option<Identity>,
     /// What becomes of running tasks when the worker counts as lost.
     pub on_lost: OnLost,
 }
@@ -99,6 +104,9 @@ pub enum Error {
     /// The system has no threads left.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// Tasks cannot run as that user.
+    #[error("cannot run tasks as {0:?}: {1}")]
+    RunAs(String, IdentityError),
     /// Somebody else lives under that name.
     #[error("another zk-worker runs under the name {name}: {holder}; give each its own --name")]
     NameTaken {
@@ -175,6 +183,9 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let (outputs, pulse) = (Arc::new(Outputs::new(&config.work_dir)), Pulse::default());
     let serve = |listener| serve::serve(listener, outputs.clone(), pulse.clone()).map_err(Error::Thread);
     let server = listener.map(serve).transpose()?;
+    if config.run_as.is_none() && rustix::process::geteuid().is_root() {
+        log::warn!("tasks run as root: whoever can write to the tree is root here (--run-as gives them another user)");
+    }
     let (tx, rx) = mpsc::channel();
     let ping = tx.clone();
     guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -171,6 +171,25 @@ impl Folder {
         let path = self.path.join("command");
         fs::write(&path, command)?;
         Ok(path)
+    }
+
+    /// A file for what the command can read, from its beginning.
+    pub(crate) fn write_stdin(&self, bytes: &[u8]) -> io::Result<File> {
+        let path = self.path.join("stdin");
+        fs::write(&path, bytes)?;
+        File::open(path)
+    }
+
+    /// Gives the files to the user that the command runs as; it can go through the folder, but not put anything else there,
+    /// where the worker looks for the output.
+    pub(crate) fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
+        chown(&self.path, None, Some(gid))?;
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o710))?;
+        fs::set_permissions(&self.files, fs::Permissions::from_mode(0o700))?;
+        for file in fs::read_dir(&self.path)? {
+            chown(file?.path(), Some(uid), Some(gid))?;
+        }
+        Ok(())
     }
 
     /// What the command writes to.

@@ -24,6 +24,7 @@ use zk_guard::{Cgroup, descendants};
 use zk_session::Session;
 
 use crate::container::Container;
+use crate::identity::Identity;
 use crate::leftovers::FOLDER;
 
 /// How long killed processes may take to disappear before that is said; a process in the middle of a read from a dead
@@ -201,13 +202,12 @@ impl Processes {
         state.killed = false;
     }
 
-    /// Starts a command in a container of its own; the folder of the task is in its environment. Must be called by the main
-    /// thread: the kernel kills the command when the thread that started it ends.
-    pub(crate) fn start(&self, mut command: Command) -> Result<Pid, NotStarted> {
+    /// Starts a command in a container of its own, as this user; the folder of the task is in its environment. Must be called
+    /// by the main thread: the kernel kills the command when the thread that started it ends.
+    pub(crate) fn start(&self, mut command: Command, run_as: Option<&Identity>) -> Result<Pid, NotStarted> {
         let folder = command.get_envs().find(|(key, _)| *key == FOLDER).and_then(|(_, folder)| folder);
         let folder = folder.map_or_else(OsString::new, OsString::from);
         command.process_group(0);
-        zk_cli::die_with_parent(&mut command);
         let name = Path::new(&folder).file_name().unwrap_or_default().to_string_lossy();
         let cgroup = self.shared.cgroup.as_ref().and_then(|all| {
             let entered = all.child(&name).and_then(|cgroup| {
@@ -216,6 +216,11 @@ impl Processes {
             });
             entered.inspect_err(|error| log::warn!("no control group for {name}, it runs without one: {error}")).ok()
         });
+        // In this order: a user may not enter the group, and whoever becomes one is not to die with its parent any more.
+        if let Some(identity) = run_as {
+            identity.assume(&mut command);
+        }
+        zk_cli::die_with_parent(&mut command);
         // The lock is held over the spawn, so that the leash cannot run out in between and miss this command; and so that
         // nobody reaps one that could not be executed but `spawn` itself.
         let mut state = self.shared.lock();
