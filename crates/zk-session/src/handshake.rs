@@ -4,7 +4,7 @@
 //! for ever for a server that accepts a connection and then is silent. So before it may connect, [`probe`] opens and
 //! closes a throw-away session with a deadline, and [`close_session`] ends an earlier session of ours.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,7 @@ const CLOSE_SESSION: i32 = -11;
 pub(crate) fn probe(server: SocketAddr, timeout: Duration) -> io::Result<Duration> {
     let (mut connection, granted) = connect(server, timeout, 0, &[0; 16])?;
     let granted = granted.ok_or_else(|| io::Error::other("it refused a new session"))?;
-    // Nobody waits for the answer: if the request is lost, the session expires by itself.
-    connection.send(&request(CLOSE_SESSION)).ok();
+    connection.close_session();
     Ok(granted)
 }
 
@@ -44,7 +43,7 @@ pub(crate) fn close_session(server: SocketAddr, id: SessionId) -> io::Result<boo
         return Ok(false);
     }
     connection.send(&request(CLOSE_SESSION))?;
-    connection.receive()?;
+    connection.receive(LONGEST_ANSWER)?;
     Ok(true)
 }
 
@@ -63,6 +62,16 @@ fn password(id: SessionId) -> [u8; 16] {
     bytes
 }
 
+/// A connection with a session of its own, for requests that change nothing.
+///
+/// # Errors
+/// As [`probe`].
+pub(crate) fn open_for_reading(server: SocketAddr) -> io::Result<Connection> {
+    // Requests keep the session up; it need not outlive a pause.
+    let (connection, granted) = connect(server, PATIENCE, 0, &[0; 16])?;
+    granted.map(|_| connection).ok_or_else(|| io::Error::other("it refused a new session"))
+}
+
 fn connect(
     server: SocketAddr,
     timeout: Duration,
@@ -79,7 +88,7 @@ fn connect(
     body.extend(password);
     body.push(0); // not read-only
     connection.send(&body)?;
-    let answer = connection.receive()?;
+    let answer = connection.receive(LONGEST_ANSWER)?;
     let granted = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
     // An answer too short to hold a session's id and password is no ConnectResponse.
     let granted = granted.filter(|_| answer.len() >= 36).ok_or_else(not_zookeeper)?;
@@ -95,54 +104,84 @@ fn not_zookeeper() -> io::Error {
 }
 
 /// A connection on which every step has a deadline, also when the other side sends one byte at a time.
-struct Connection {
-    stream: TcpStream,
+pub(crate) struct Connection {
+    stream: BufReader<TcpStream>,
     until: Instant,
 }
+
+/// How much is read at once where much is coming.
+const BUFFER: usize = 64 * 1024;
 
 impl Connection {
     fn open(server: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, until: Instant::now() + PATIENCE })
+        Ok(Connection { stream: BufReader::with_capacity(BUFFER, stream), until: Instant::now() + PATIENCE })
     }
 
-    fn send(&mut self, body: &[u8]) -> io::Result<()> {
-        let length = i32::try_from(body.len()).expect("requests made here are short");
-        self.stream.write_all(&[&length.to_be_bytes(), body].concat())?;
+    pub(crate) fn send(&mut self, body: &[u8]) -> io::Result<()> {
+        self.send_all(&[body.to_vec()])
+    }
+
+    /// Sends several requests by one system call, as far as the kernel takes them.
+    pub(crate) fn send_all(&mut self, bodies: &[Vec<u8>]) -> io::Result<()> {
+        let mut frames = Vec::with_capacity(bodies.iter().map(|body| body.len() + 4).sum());
+        for body in bodies {
+            frames.extend(i32::try_from(body.len()).expect("requests made here are short").to_be_bytes());
+            frames.extend(body);
+        }
+        self.stream.get_mut().write_all(&frames)?;
         self.until = Instant::now() + PATIENCE;
         Ok(())
     }
 
-    fn receive(&mut self) -> io::Result<Vec<u8>> {
+    /// Says goodbye. Nobody waits for the answer: if the request is lost, the session expires by itself.
+    pub(crate) fn close_session(&mut self) {
+        self.send(&request(CLOSE_SESSION)).ok();
+    }
+
+    /// The next answer, of at most so many bytes.
+    pub(crate) fn receive(&mut self, limit: usize) -> io::Result<Vec<u8>> {
         let mut length = [0; 4];
         self.read_exact(&mut length)?;
-        let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|&length| length <= LONGEST_ANSWER);
+        let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|&length| length <= limit);
         let mut answer = vec![0; length.ok_or_else(not_zookeeper)?];
         self.read_exact(&mut answer)?;
+        self.until = Instant::now() + PATIENCE;
         Ok(answer)
     }
 
     fn read_exact(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
+            if self.stream.buffer().is_empty() {
+                self.fill()?;
+            }
+            let read = self.stream.read(buffer)?;
+            buffer = &mut buffer[read..];
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes.
+    fn fill(&mut self) -> io::Result<()> {
+        loop {
             let left = self.until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "it accepts connections but does not answer"));
             }
-            self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(buffer) {
-                Ok(0) => {
+            self.stream.get_ref().set_read_timeout(Some(left))?;
+            match self.stream.fill_buf() {
+                Ok([]) => {
                     let what = "it closed the connection: it is not serving, or not a ZooKeeper server";
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
                 }
-                Ok(read) => buffer = &mut buffer[read..],
+                Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // the deadline, looked at above
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 }
 

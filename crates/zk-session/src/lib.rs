@@ -27,6 +27,7 @@
 //! all, set the watches. Deliberately absent: reconnecting, caching, retries, multi, chroots of the `zookeeper` crate,
 //! its recipes and its per-call watchers (`_w`), which leak.
 
+mod bulk;
 mod connect;
 mod error;
 mod flow;

@@ -10,11 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
-use zookeeper::{Acl, CreateMode, Permission, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
+use zookeeper::{
+    Acl, AddWatchMode, CreateMode, Permission, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper,
+};
 
+use crate::bulk::{self, Answer, What};
 use crate::flow::Flow;
 use crate::socket::{self, Sockets};
-use crate::{Config, ConnectString, Error, OpenError, Reason, SessionId, Witness, handshake, opening};
+use crate::{Config, ConnectString, Error, OpenError, Reason, SessionId, Witness, handshake, in_parallel, opening};
 
 /// The largest request, in bytes: `jute.maxbuffer` is 1,048,575 by default, and a server cuts the connection over it.
 pub const MAX_REQUEST: usize = 1_040_000;
@@ -27,6 +30,9 @@ const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// The crate numbers its requests with 31 bits and does not mind when they run out.
 const LAST_REQUEST: u32 = (1 << 31) - 1_000_000;
+
+/// From so many reads on a connection of their own is worth its handshake.
+const MANY: usize = 100;
 
 /// How long a session that is dropped without [`Session::close`] tries to tell the server.
 const CLOSE_ON_DROP: Duration = Duration::from_millis(300);
@@ -127,6 +133,7 @@ struct Inner {
     connect: ConnectString,
     server: SocketAddr,
     acl: Vec<Acl>,
+    digest: Option<String>,
     flow: Flow,
     requests: AtomicU32,
 }
@@ -385,6 +392,7 @@ impl Session {
             connect: config.connect.clone(),
             server,
             acl: acl.clone(),
+            digest: config.digest.clone(),
             flow: Flow::default(),
             requests: AtomicU32::new(0),
         }));
@@ -590,6 +598,79 @@ impl Session {
     pub fn children(&self, path: &str, watch: bool) -> Result<Option<Vec<String>>, Error> {
         let absolute = self.0.connect.absolute(path);
         absent_is_none(self.call(path, 0, |zookeeper| zookeeper.get_children(&absolute, watch)))
+    }
+
+    /// Reads many znodes, in any order, and makes something of each: `None` where there is none. No watches are set.
+    ///
+    /// What is read is at least as new as what this session has read, written, or set watches on before.
+    ///
+    /// # Errors
+    /// As [`Session::read`], for any of them.
+    pub fn read_each<T: Send>(
+        &self,
+        paths: &[String],
+        make: impl Fn(Option<(Vec<u8>, Stat)>) -> T + Sync,
+    ) -> Result<Vec<T>, Error> {
+        let of_answer = |answer| match answer {
+            Answer::Data(data, stat) => Some(make(Some((data, stat)))),
+            Answer::NoNode => Some(make(None)),
+            Answer::Children(_) | Answer::Refused(_) => None,
+        };
+        self.each(What::Data, paths, of_answer, |path| self.read(path, false).map(&make))
+    }
+
+    /// Reads the names of the children of many znodes; otherwise as [`Session::read_each`].
+    ///
+    /// # Errors
+    /// As [`Session::children`], for any of them.
+    pub fn children_of_each<T: Send>(
+        &self,
+        paths: &[String],
+        make: impl Fn(Option<Vec<String>>) -> T + Sync,
+    ) -> Result<Vec<T>, Error> {
+        let of_answer = |answer| match answer {
+            Answer::Children(names) => Some(make(Some(names))),
+            Answer::NoNode => Some(make(None)),
+            Answer::Data(..) | Answer::Refused(_) => None,
+        };
+        self.each(What::Children, paths, of_answer, |path| self.children(path, false).map(&make))
+    }
+
+    /// On a connection of their own if there are many, and one by one whatever was not answered there.
+    fn each<T: Send>(
+        &self,
+        what: What,
+        paths: &[String],
+        of_answer: impl Fn(Answer) -> Option<T>,
+        ask: impl Fn(&String) -> Result<T, Error> + Sync,
+    ) -> Result<Vec<T>, Error> {
+        let mut found: Vec<Option<T>> = paths.iter().map(|_| None).collect();
+        if paths.len() >= MANY {
+            let absolute: Vec<String> = paths.iter().map(|path| self.0.connect.absolute(path)).collect();
+            let digest = self.0.digest.as_deref();
+            let read = bulk::read(self.0.server, digest, what, &absolute, |at, answer| found[at] = of_answer(answer));
+            if let Err(error) = read {
+                log::debug!("reading one by one, many at once failed: {error}");
+            }
+        }
+        let missing: Vec<usize> = (0..paths.len()).filter(|at| found[*at].is_none()).collect();
+        let asked = in_parallel(&missing, |at| ask(&paths[*at]));
+        for (at, answer) in missing.into_iter().zip(asked) {
+            found[at] = Some(answer?);
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Sets a watch on a znode and on all that is or will be below it, which stays as long as the session: every create,
+    /// delete and write there is an [`Event::Watch`] (`Change::Children` never comes). Other watches must not be set there.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the server does not know of such watches, which came with ZooKeeper 3.6; an old one may also
+    /// end the session over that ([`Error::Lost`]).
+    pub fn watch_below(&self, path: &str) -> Result<(), Error> {
+        let absolute = self.0.connect.absolute(path);
+        let watcher = watcher(self.0.connect.clone(), self.0.control.notify.clone());
+        self.call(path, 0, |zookeeper| zookeeper.add_watch(&absolute, AddWatchMode::PersistentRecursive, watcher))
     }
 
     /// Writes a znode's data, if its version is still the one given.

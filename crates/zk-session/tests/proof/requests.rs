@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use e2e::{Server, Txn, TxnKind};
-use zk_session::{Change, Config, Error, Event, Kind, MAX_REQUEST};
+use zk_session::{Change, Config, Error, Event, Kind, MAX_REQUEST, in_parallel};
 
 use crate::{Mailbox, SECOND, config, ms, open, open_with};
 
@@ -194,4 +194,91 @@ fn what_an_identity_makes_is_for_it_alone() {
     session.sync().unwrap();
     assert_eq!(again.stat("/own", false).unwrap().unwrap().owner, Some(id));
     assert_eq!(nobody.read("/own", false).unwrap_err(), refused("/own"));
+}
+
+#[test]
+fn many_reads_at_once_say_what_reads_one_by_one_say() {
+    const COUNT: usize = 3000;
+    let server = Server::shared();
+    let connect = server.chroot("many");
+    let (session, _mailbox) = open(&connect, SECOND * 10);
+    session.ensure("/").unwrap();
+    // Every third is missing, some are large, some have children.
+    let paths: Vec<String> = (0..COUNT).map(|number| format!("/n{number}")).collect();
+    let numbers: Vec<usize> = (0..COUNT).filter(|number| number % 3 > 0).collect();
+    in_parallel(&numbers, |number| {
+        let data = vec![b'x'; if number % 100 == 1 { 20_000 } else { number % 7 }];
+        session.create(&paths[*number], &data, Kind::Persistent).unwrap();
+        if number % 50 == 1 {
+            session.create(&format!("{}/c", paths[*number]), b"", Kind::Persistent).unwrap();
+        }
+    });
+    let began = Instant::now();
+    let one_by_one = in_parallel(&paths, |path| session.read(path, false).unwrap());
+    let between = Instant::now();
+    let at_once = session.read_each(&paths, |read| read).unwrap();
+    println!("{COUNT} reads: {:?} one by one, {:?} at once", between - began, between.elapsed());
+    assert_eq!(at_once, one_by_one);
+    let children = session.children_of_each(&paths, |names| names).unwrap();
+    assert_eq!(children, in_parallel(&paths, |path| session.children(path, false).unwrap()));
+    assert_eq!(session.over(), None);
+}
+
+#[test]
+fn many_reads_need_the_same_identity_as_one() {
+    let connect = Server::shared().chroot("many-acl");
+    let digest = Some("ann:secret".to_owned());
+    let (ann, _mailbox) = open_with(&Config { digest, ..config(&connect, SECOND * 10) });
+    ann.ensure("/").unwrap();
+    let paths: Vec<String> = (0..500).map(|number| format!("/n{number}")).collect();
+    in_parallel(&paths, |path| ann.create(path, b"hers", Kind::Persistent).unwrap());
+    let read = ann.read_each(&paths, |read| read.map(|(data, _)| data)).unwrap();
+    assert!(read.iter().all(|data| data.as_deref() == Some(b"hers")));
+    let (anyone, _mailbox) = open(&connect, SECOND * 10);
+    let refused = anyone.read_each(&paths, |read| read.is_some()).unwrap_err();
+    assert!(matches!(refused, Error::NotAllowed(_)), "{refused}");
+}
+
+#[test]
+fn many_reads_on_a_server_that_goes_away_end_with_the_session() {
+    let mut server = Server::start();
+    let (session, _mailbox) = open(&server.chroot("many-gone"), SECOND * 10);
+    session.ensure("/").unwrap();
+    let paths: Vec<String> = (0..200_000).map(|number| format!("/n{number}")).collect();
+    let read = thread::scope(|scope| {
+        let reading = scope.spawn(|| session.read_each(&paths, |read| read.is_some()));
+        server.kill();
+        reading.join().unwrap()
+    });
+    assert!(matches!(read, Err(Error::Lost(_))), "{read:?}");
+}
+
+#[test]
+fn a_watch_below_a_znode_sees_all_that_happens_there_as_long_as_the_session() {
+    let connect = Server::shared().chroot("below");
+    let (session, mailbox) = open(&connect, SECOND * 10);
+    session.ensure("/a").unwrap();
+    session.ensure("/b").unwrap();
+    session.watch_below("/a").unwrap();
+    let (hand, _mailbox) = open(&connect, SECOND * 10);
+    for round in 0..3 {
+        hand.create("/a/n", b"", Kind::Persistent).unwrap();
+        hand.create("/a/n/deep", b"", Kind::Persistent).unwrap();
+        hand.create("/b/n", b"", Kind::Persistent).unwrap();
+        hand.write("/a/n/deep", b"x", None).unwrap();
+        hand.delete_all("/a/n").unwrap();
+        hand.delete_all("/b/n").unwrap();
+        let expected = [
+            ("/a/n", Change::Created),
+            ("/a/n/deep", Change::Created),
+            ("/a/n/deep", Change::Data),
+            ("/a/n/deep", Change::Deleted),
+            ("/a/n", Change::Deleted),
+        ];
+        for (at, change) in expected {
+            let Event::Watch { path, change: seen } = mailbox.event() else { panic!("{round}: not a watch") };
+            assert_eq!((&path[..], seen), (at, change), "round {round}");
+        }
+    }
+    assert!(mailbox.within(ms(100)).is_empty());
 }

@@ -1,0 +1,198 @@
+//! Many reads at once, on a connection of their own.
+//!
+//! The `zookeeper` crate takes one request at a time from each thread that calls it, and writes each with a system call of
+//! its own: some ten thousand a second. Whoever has to read tens of thousands of znodes, a master that takes over or a
+//! client that lists all tasks, asks for them here: several hundred requests are on their way at any time, and the answers
+//! come in the order of the requests (ZooKeeper Programmer's Guide, Consistency Guarantees).
+//!
+//! The connection goes to the server of the session. So what is read here is at least as new as what the session has read
+//! or written before, and whatever changes later fires the watches that the session has set before.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::Stat;
+use crate::handshake;
+
+/// How many requests are on their way at the most: enough to keep the server busy, and few enough that they and their
+/// answers fit into the buffers of a connection while we write. A server stops reading at 1,000 (`globalOutstandingLimit`).
+const WINDOW: usize = 400;
+
+const GET_DATA: i32 = 4;
+const GET_CHILDREN: i32 = 8;
+const AUTH: i32 = 100;
+
+/// The numbers of requests that are not ours to choose: notifications, pings, authentication.
+const AUTH_XID: i32 = -4;
+
+/// ZooKeeper's word for a znode that is not there (`KeeperException.Code.NONODE`).
+const NO_NODE: i32 = -101;
+
+/// A read, by the absolute path of a znode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    Data,
+    Children,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Data(Vec<u8>, Stat),
+    Children(Vec<String>),
+    NoNode,
+    /// The server said no, with this code.
+    Refused(i32),
+}
+
+/// Reads of one what, each answered once, in their order.
+///
+/// # Errors
+/// The connection broke, or something came that is not ZooKeeper's: those that `answered` was not called for have no answer.
+pub(crate) fn read(
+    server: SocketAddr,
+    digest: Option<&str>,
+    what: What,
+    paths: &[String],
+    mut answered: impl FnMut(usize, Answer),
+) -> io::Result<()> {
+    let mut connection = handshake::open_for_reading(server)?;
+    if let Some(digest) = digest {
+        connection.send(&authentication(digest))?;
+        while header(&connection.receive(LARGEST)?)?.0 != AUTH_XID {}
+    }
+    let (mut sent, mut received) = (0, 0);
+    while received < paths.len() {
+        // Half a window is sent at once, so that there is something on its way while it is written.
+        if sent < paths.len() && sent - received <= WINDOW / 2 {
+            let until = paths.len().min(received + WINDOW);
+            let requests: Vec<Vec<u8>> =
+                (sent..until).map(|index| request(index, what, &paths[index])).collect::<Result<_, _>>()?;
+            connection.send_all(&requests)?;
+            sent = until;
+        }
+        let reply = connection.receive(LARGEST)?;
+        let (xid, code, body) = header(&reply)?;
+        if usize::try_from(xid) != Ok(received + 1) {
+            continue; // a ping's or a notification
+        }
+        answered(received, answer(what, code, body)?);
+        received += 1;
+    }
+    connection.close_session();
+    Ok(())
+}
+
+/// The longest answer: `jute.maxbuffer` bounds what a znode holds, but not how many names of children an answer has.
+const LARGEST: usize = 64 << 20;
+
+fn request(index: usize, what: What, path: &str) -> io::Result<Vec<u8>> {
+    // Counted from 1, and there are no more paths than znodes, whose number is a signed 32 bit one.
+    let xid = i32::try_from(index + 1).map_err(io::Error::other)?;
+    let opcode = match what {
+        What::Data => GET_DATA,
+        What::Children => GET_CHILDREN,
+    };
+    let length = i32::try_from(path.len()).map_err(io::Error::other)?;
+    Ok([&xid.to_be_bytes()[..], &opcode.to_be_bytes(), &length.to_be_bytes(), path.as_bytes(), &[0]].concat())
+}
+
+fn authentication(digest: &str) -> Vec<u8> {
+    let mut body = [AUTH_XID.to_be_bytes(), AUTH.to_be_bytes(), 0_i32.to_be_bytes()].concat();
+    for text in ["digest", digest] {
+        body.extend(i32::try_from(text.len()).unwrap_or(0).to_be_bytes());
+        body.extend(text.as_bytes());
+    }
+    body
+}
+
+/// The number of the request, the error code, and what follows.
+fn header(reply: &[u8]) -> io::Result<(i32, i32, &[u8])> {
+    let mut input = Input(reply);
+    let (xid, _zxid, code) = (input.int()?, input.long()?, input.int()?);
+    Ok((xid, code, input.0))
+}
+
+fn answer(what: What, code: i32, body: &[u8]) -> io::Result<Answer> {
+    let mut input = Input(body);
+    Ok(match (code, what) {
+        (0, What::Data) => Answer::Data(input.buffer()?.to_vec(), input.stat()?),
+        (0, What::Children) => {
+            let count = input.int()?;
+            let names = (0..count).map(|_| Ok(String::from_utf8_lossy(input.buffer()?).into_owned()));
+            Answer::Children(names.collect::<io::Result<_>>()?)
+        }
+        (NO_NODE, _) => Answer::NoNode,
+        (code, _) => Answer::Refused(code),
+    })
+}
+
+/// What is left of an answer, in the encoding that ZooKeeper calls jute.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, bytes: usize) -> io::Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn int(&mut self) -> io::Result<i32> {
+        Ok(i32::from_be_bytes(self.take(4)?.try_into().map_err(io::Error::other)?))
+    }
+
+    fn long(&mut self) -> io::Result<i64> {
+        Ok(i64::from_be_bytes(self.take(8)?.try_into().map_err(io::Error::other)?))
+    }
+
+    /// A length and so many bytes; a length of -1 stands for nothing.
+    fn buffer(&mut self) -> io::Result<&'a [u8]> {
+        let length = self.int()?;
+        self.take(usize::try_from(length.max(0)).map_err(io::Error::other)?)
+    }
+
+    /// `org.apache.zookeeper.data.Stat`.
+    fn stat(&mut self) -> io::Result<Stat> {
+        let stat = zookeeper::Stat {
+            czxid: self.long()?,
+            mzxid: self.long()?,
+            ctime: self.long()?,
+            mtime: self.long()?,
+            version: self.int()?,
+            cversion: self.int()?,
+            aversion: self.int()?,
+            ephemeral_owner: self.long()?,
+            data_length: self.int()?,
+            num_children: self.int()?,
+            pzxid: self.long()?,
+        };
+        Ok(stat.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn answers_are_told_apart() {
+        assert_eq!(answer(What::Data, NO_NODE, &[]).unwrap(), Answer::NoNode);
+        assert_eq!(answer(What::Children, -102, &[]).unwrap(), Answer::Refused(-102));
+        let names = [&2_i32.to_be_bytes()[..], &1_i32.to_be_bytes(), b"a", &2_i32.to_be_bytes(), b"bc"].concat();
+        let children = vec!["a".to_owned(), "bc".to_owned()];
+        assert_eq!(answer(What::Children, 0, &names).unwrap(), Answer::Children(children));
+        assert!(answer(What::Data, 0, &names[..5]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(reply in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Ok((_, _, body)) = header(&reply) {
+                for what in [What::Data, What::Children] {
+                    answer(what, 0, body).ok();
+                }
+            }
+        }
+    }
+}
