@@ -58,151 +58,80 @@ pub(crate) struct Survey {
 pub(crate) const TOP: [&str; 7] =
     [paths::MASTER, paths::EPOCH, paths::WORKERS, paths::TASKS, paths::ASSIGN, paths::LIVE, paths::KEYS];
 
-/// What is wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the table below says what each of them is")]
-pub enum Class {
-    AclOpen,
-    AssignedTwice,
-    AssignmentFenced,
-    AssignmentName,
-    AssignmentOfEarlierTask,
-    AssignmentOfLostWorker,
-    AssignmentUndecodable,
-    AssignmentWithStatus,
-    AssignmentWithoutTask,
-    AttemptUndecodable,
-    DeskEphemeral,
-    DeskName,
-    DeskUndecodable,
-    DeskWithoutWorker,
-    DuplicateSubmit,
-    EpochBehind,
-    EpochMissing,
-    EpochUndecodable,
-    Ephemeral,
-    InstanceTwice,
-    KeyUndecodable,
-    LiveName,
-    LivePersistent,
-    LiveUndecodable,
-    MasterData,
-    MasterPersistent,
-    ParentEphemeral,
-    ParentMissing,
-    RegistrationForeign,
-    RegistrationPersistent,
-    RegistrationUndecodable,
-    RegistrationWithoutLive,
-    SequenceEnd,
-    StatusUndecodable,
-    Strangers,
-    TaskName,
-    TaskUndecodable,
-    TooManyTasks,
-    UnknownNode,
-    WorkerName,
-    WorkerWithoutDesk,
+macro_rules! classes {
+    ($($class:ident $word:literal $meaning:literal)*) => {
+        /// What is wrong.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Class {
+            $(#[doc = $meaning] $class,)*
+        }
+
+        impl Class {
+            /// All of them.
+            pub const ALL: &[Class] = &[$(Class::$class),*];
+
+            /// A stable word for it.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Class::$class => $word,)*
+                }
+            }
+
+            /// What it means.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Class::$class => $meaning,)*
+                }
+            }
+        }
+    };
+}
+
+classes! {
+    AclOpen "acl_open" "anybody may change it, though an identity is in use (--auth-file)"
+    AssignedTwice "assigned_twice" "its task is assigned to another worker as well, and both may run it"
+    AssignmentFenced "assignment_fenced" "its fence is not that of /epoch, so its worker never starts it"
+    AssignmentName "assignment_name" "its name is no task's, so nobody runs it"
+    AssignmentOfEarlierTask "assignment_of_earlier_task" "it is for an earlier task of that name"
+    AssignmentOfLostWorker "assignment_of_lost_worker" "its worker was lost: it is to be recorded and taken back"
+    AssignmentUndecodable "assignment_undecodable" "its data cannot be decoded and counts as made by hand"
+    AssignmentWithStatus "assignment_with_status" "its task has a status: it should be gone"
+    AssignmentWithoutTask "assignment_without_task" "its task does not exist"
+    AttemptUndecodable "attempt_undecodable" "the record cannot be decoded and counts as a lost attempt"
+    DeskEphemeral "desk_ephemeral" "it is ephemeral, so nothing can be assigned there"
+    DeskName "desk_name" "its name is no worker's, so nobody looks at it"
+    DeskUndecodable "desk_undecodable" "its data cannot be decoded and says nothing"
+    DeskWithoutWorker "desk_without_worker" "its worker is gone, and no master is there to remove it"
+    DuplicateSubmit "duplicate_submit" "an earlier task has the same submit id: this one is to be removed"
+    EpochBehind "epoch_behind" "it is below the czxid of /master, so nothing assigned now is started"
+    EpochMissing "epoch_missing" "it is missing, so nothing that a master assigned is started"
+    EpochUndecodable "epoch_undecodable" "it holds no czxid, so nothing that a master assigned is started"
+    Ephemeral "ephemeral" "it is ephemeral, and will be forgotten with the session that made it"
+    InstanceTwice "instance_twice" "another registration has the same instance and is the true one"
+    KeyUndecodable "key_undecodable" "it holds no submit id, so its key cannot be used"
+    LiveName "live_name" "its name is no instance's, so nobody looks at it"
+    LivePersistent "live_persistent" "it is persistent, so its process seems to live for ever and is never found lost"
+    LiveUndecodable "live_undecodable" "it does not say what its process is"
+    MasterData "master_data" "it does not hold the address of a master"
+    MasterPersistent "master_persistent" "it is persistent, so no other master ever takes over"
+    ParentEphemeral "parent_ephemeral" "it is ephemeral, so nothing can be made below it and it goes with a session"
+    ParentMissing "parent_missing" "it is missing"
+    RegistrationForeign "registration_foreign" "it carries the instance of a process that did not make it"
+    RegistrationPersistent "registration_persistent" "it is persistent, so its worker is never found lost"
+    RegistrationUndecodable "registration_undecodable" "it cannot be decoded, so nothing is assigned there"
+    RegistrationWithoutLive "registration_without_live" "no session of its instance is known below /live"
+    SequenceEnd "sequence_end" "the sequence of task numbers is nearly used up (2147483647 is the last)"
+    StatusUndecodable "status_undecodable" "its word or its metadata are not of this protocol; it is final all the same"
+    Strangers "strangers" "there are znodes below it where none belong, so it cannot be deleted"
+    TaskName "task_name" "its name is no task's, so nobody runs it"
+    TaskUndecodable "task_undecodable" "it cannot be decoded: it is to end as failed"
+    TooManyTasks "too_many_tasks" "there are so many that zkCli.sh and Java clients cannot list them soon"
+    UnknownNode "unknown_node" "it is not of this protocol, and ignored"
+    WorkerName "worker_name" "its name is no worker's, so nothing is assigned to it"
+    WorkerWithoutDesk "worker_without_desk" "it has no node below /assign, so nothing can be assigned to it"
 }
 
 impl Class {
-    /// A stable word, and what it means.
-    fn about(self) -> (&'static str, &'static str) {
-        match self {
-            Class::AclOpen => ("acl_open", "anybody may change it, though an identity is in use (--auth-file)"),
-            Class::AssignedTwice => {
-                ("assigned_twice", "its task is assigned to another worker as well, and both may run it")
-            }
-            Class::AssignmentFenced => {
-                ("assignment_fenced", "its fence is not that of /epoch, so its worker never starts it")
-            }
-            Class::AssignmentName => ("assignment_name", "its name is no task's, so nobody runs it"),
-            Class::AssignmentOfEarlierTask => ("assignment_of_earlier_task", "it is for an earlier task of that name"),
-            Class::AssignmentOfLostWorker => {
-                ("assignment_of_lost_worker", "its worker was lost: it is to be recorded and taken back")
-            }
-            Class::AssignmentUndecodable => {
-                ("assignment_undecodable", "its data cannot be decoded and counts as made by hand")
-            }
-            Class::AssignmentWithStatus => ("assignment_with_status", "its task has a status: it should be gone"),
-            Class::AssignmentWithoutTask => ("assignment_without_task", "its task does not exist"),
-            Class::AttemptUndecodable => {
-                ("attempt_undecodable", "the record cannot be decoded and counts as a lost attempt")
-            }
-            Class::DeskEphemeral => ("desk_ephemeral", "it is ephemeral, so nothing can be assigned there"),
-            Class::DeskName => ("desk_name", "its name is no worker's, so nobody looks at it"),
-            Class::DeskUndecodable => ("desk_undecodable", "its data cannot be decoded and says nothing"),
-            Class::DeskWithoutWorker => {
-                ("desk_without_worker", "its worker is gone, and no master is there to remove it")
-            }
-            Class::DuplicateSubmit => {
-                ("duplicate_submit", "an earlier task has the same submit id: this one is to be removed")
-            }
-            Class::EpochBehind => {
-                ("epoch_behind", "it is below the czxid of /master, so nothing assigned now is started")
-            }
-            Class::EpochMissing => ("epoch_missing", "it is missing, so nothing that a master assigned is started"),
-            Class::EpochUndecodable => {
-                ("epoch_undecodable", "it holds no czxid, so nothing that a master assigned is started")
-            }
-            Class::Ephemeral => ("ephemeral", "it is ephemeral, and will be forgotten with the session that made it"),
-            Class::InstanceTwice => {
-                ("instance_twice", "another registration has the same instance and is the true one")
-            }
-            Class::KeyUndecodable => ("key_undecodable", "it holds no submit id, so its key cannot be used"),
-            Class::LiveName => ("live_name", "its name is no instance's, so nobody looks at it"),
-            Class::LivePersistent => {
-                ("live_persistent", "it is persistent, so its process seems to live for ever and is never found lost")
-            }
-            Class::LiveUndecodable => ("live_undecodable", "it does not say what its process is"),
-            Class::MasterData => ("master_data", "it does not hold the address of a master"),
-            Class::MasterPersistent => ("master_persistent", "it is persistent, so no other master ever takes over"),
-            Class::ParentEphemeral => {
-                ("parent_ephemeral", "it is ephemeral, so nothing can be made below it and it goes with a session")
-            }
-            Class::ParentMissing => ("parent_missing", "it is missing"),
-            Class::RegistrationForeign => {
-                ("registration_foreign", "it carries the instance of a process that did not make it")
-            }
-            Class::RegistrationPersistent => {
-                ("registration_persistent", "it is persistent, so its worker is never found lost")
-            }
-            Class::RegistrationUndecodable => {
-                ("registration_undecodable", "it cannot be decoded, so nothing is assigned there")
-            }
-            Class::RegistrationWithoutLive => {
-                ("registration_without_live", "no session of its instance is known below /live")
-            }
-            Class::SequenceEnd => {
-                ("sequence_end", "the sequence of task numbers is nearly used up (2147483647 is the last)")
-            }
-            Class::StatusUndecodable => {
-                ("status_undecodable", "its word or its metadata are not of this protocol; it is final all the same")
-            }
-            Class::Strangers => ("strangers", "there are znodes below it where none belong, so it cannot be deleted"),
-            Class::TaskName => ("task_name", "its name is no task's, so nobody runs it"),
-            Class::TaskUndecodable => ("task_undecodable", "it cannot be decoded: it is to end as failed"),
-            Class::TooManyTasks => {
-                ("too_many_tasks", "there are so many that zkCli.sh and Java clients cannot list them soon")
-            }
-            Class::UnknownNode => ("unknown_node", "it is not of this protocol, and ignored"),
-            Class::WorkerName => ("worker_name", "its name is no worker's, so nothing is assigned to it"),
-            Class::WorkerWithoutDesk => {
-                ("worker_without_desk", "it has no node below /assign, so nothing can be assigned to it")
-            }
-        }
-    }
-
-    /// A stable word for it.
-    pub fn word(self) -> &'static str {
-        self.about().0
-    }
-
-    /// What it means.
-    pub fn meaning(self) -> &'static str {
-        self.about().1
-    }
-
     /// Whether it breaks the protocol; the others are only said.
     pub fn violates(self) -> bool {
         !matches!(self, Class::UnknownNode | Class::StatusUndecodable)

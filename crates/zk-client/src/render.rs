@@ -198,8 +198,12 @@ pub(crate) fn show(detail: &TaskDetail) -> Vec<String> {
         ("submitted", Some(time(u64::try_from(line.submitted_ms).unwrap_or(0)))),
         ("started", line.start_ms.map(time)),
         ("ended", line.end_ms.map(time)),
-        ("took", took.map(|ms| humantime::format_duration(Duration::from_millis(ms)).to_string())),
+        ("took", took.map(duration)),
         ("cancellation", detail.cancel.then(|| "asked for".to_owned())),
+        ("key", text(&detail.key)),
+        ("time limit", detail.timeout_ms.map(duration)),
+        ("retries", number(detail.retries.filter(|retries| *retries > 0).map(i64::from))),
+        ("backoff", detail.backoff_ms.filter(|ms| *ms > 0).map(duration)),
         ("priority", number(detail.priority)),
         ("max attempts", number(detail.max_attempts.map(i64::from))),
         ("no requeue", detail.no_requeue.map(|yes| if yes { "yes" } else { "no" }.to_owned())),
@@ -226,6 +230,10 @@ pub(crate) fn show(detail: &TaskDetail) -> Vec<String> {
         lines.extend(tail.iter().flat_map(|tail| stream_lines(stream, tail)));
     }
     lines
+}
+
+fn duration(ms: u64) -> String {
+    humantime::format_duration(Duration::from_millis(ms)).to_string()
 }
 
 fn stream_lines(stream: &str, tail: &Tail) -> Vec<String> {
@@ -292,6 +300,10 @@ mod tests {
     fn detail(line: TaskLine) -> TaskDetail {
         TaskDetail {
             line,
+            key: None,
+            timeout_ms: None,
+            retries: None,
+            backoff_ms: None,
             priority: None,
             max_attempts: None,
             no_requeue: None,
@@ -388,11 +400,17 @@ mod tests {
             state: Some("lost"),
             worker: Some("v".parse().unwrap()),
             instance: None,
+            exit_code: None,
+            signal: None,
             reason: "gone".into(),
             recorded_ms: 1_500,
         };
         let stdout = Tail { length: 9, bytes: b"one\n\x1b[2Jtwo\n".to_vec() };
         let detail = TaskDetail {
+            key: Some("k\n".into()),
+            timeout_ms: Some(90_000),
+            retries: Some(2),
+            backoff_ms: Some(0),
             priority: Some(-1),
             max_attempts: Some(3),
             no_requeue: Some(true),
@@ -421,6 +439,9 @@ mod tests {
             "ended: 1970-01-01T00:00:03.500Z",
             "took: 1s 500ms",
             "cancellation: asked for",
+            "key: k\\n",
+            "time limit: 1m 30s",
+            "retries: 2",
             "priority: -1",
             "max attempts: 3",
             "no requeue: yes",

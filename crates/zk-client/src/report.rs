@@ -126,6 +126,18 @@ pub struct TaskDetail {
     /// As in `list --json`.
     #[serde(flatten)]
     pub line: TaskLine,
+    /// `--key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// `--timeout`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// `--retries`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// `--backoff`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff_ms: Option<u64>,
     /// `--priority`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i64>,
@@ -175,6 +187,12 @@ pub struct AttemptLine {
     /// Which life of that worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<Instance>,
+    /// The code with which the command exited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended the command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
     /// Why it counts as ended.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -313,6 +331,8 @@ impl TaskDetail {
                 }),
                 worker: meta.worker,
                 instance: meta.instance,
+                exit_code: meta.exit_code,
+                signal: meta.signal,
                 reason: meta.reason,
                 recorded_ms: *recorded_ms,
             }
@@ -321,6 +341,10 @@ impl TaskDetail {
             options.cloned().unwrap_or_else(|| TaskMeta::new(String::new()));
         TaskDetail {
             line: TaskLine::new(&details.task, crew),
+            key: options.and_then(|meta| meta.key.clone()),
+            timeout_ms: options.and_then(|meta| meta.timeout_ms),
+            retries: options.map(|meta| meta.retries),
+            backoff_ms: options.map(|meta| meta.backoff_ms),
             priority: options.map(|meta| meta.priority),
             max_attempts: options.map(|meta| meta.max_attempts),
             no_requeue: options.map(|meta| meta.no_requeue),
@@ -425,7 +449,7 @@ mod tests {
         let detail = TaskDetail::new(&details(seen(task, Some(status))), &crew);
         check_json(
             &detail,
-            r#"{"task":"task-0000000000","state":"failed","command":"false","name":"n","worker":"w","attempt":2,"exit_code":3,"submitted_ms":1000,"start_ms":5,"end_ms":6,"priority":0,"max_attempts":3,"no_requeue":false,"cancel":false,"attempts":[],"stdout":{"length":9,"text":"x\n"}}"#,
+            r#"{"task":"task-0000000000","state":"failed","command":"false","name":"n","worker":"w","attempt":2,"exit_code":3,"submitted_ms":1000,"start_ms":5,"end_ms":6,"retries":0,"backoff_ms":0,"priority":0,"max_attempts":3,"no_requeue":false,"cancel":false,"attempts":[],"stdout":{"length":9,"text":"x\n"}}"#,
         );
     }
 

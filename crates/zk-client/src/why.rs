@@ -88,6 +88,36 @@ pub enum Cause {
     NextToBeAssigned { worker: WorkerName },
 }
 
+/// What [`Cause::word`] says.
+pub const WORDS: [&str; 26] = [
+    "assigned_by_hand",
+    "attempts_used_up",
+    "busy",
+    "cancelled_unstarted",
+    "cancelling",
+    "duplicate",
+    "earlier_task",
+    "fenced",
+    "finished",
+    "hand_worker_missing",
+    "master_by_hand",
+    "next",
+    "no_master",
+    "no_worker",
+    "none_matches",
+    "not_taken_up",
+    "out_of_service",
+    "pausing",
+    "predecessor_failed",
+    "queued",
+    "reconnecting",
+    "returned",
+    "running",
+    "undecodable",
+    "waiting",
+    "worker_lost",
+];
+
 impl Cause {
     /// A stable word for it.
     pub fn word(&self) -> &'static str {
@@ -517,6 +547,7 @@ mod tests {
         fn is(self, word: &str, state: &str, says: &str) {
             let cause = why(task(7), Facts::Open(Box::new(self.0))).expect("the task is there");
             assert_eq!((cause.word(), cause.state()), (word, state), "{cause}");
+            assert!(WORDS.contains(&word), "{word}");
             assert!(cause.to_string().contains(says), "{says:?} is not in {cause}");
         }
     }
