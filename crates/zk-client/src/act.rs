@@ -9,7 +9,7 @@ use znode_paths::{DecodeError, Drain, Status, Task, TaskName, WorkerName, paths}
 use crate::connection::{Connection, Patience};
 use crate::report::{CancelLine, DrainLine, RemoveLine, RetryLine};
 use crate::submit::{self, Order};
-use crate::{Error, args, exit, output, wait};
+use crate::{Error, exit, output, wait};
 
 /// Does something to each task, in the order in which they are named. One to which it cannot be done is said at once, and
 /// does not keep it from being done to the others.
@@ -76,7 +76,7 @@ pub(crate) fn retry(
             error => Error::Command(error),
         })?;
         if let Some(meta) = &mut task.meta {
-            meta.submit = Some(args::random_id());
+            meta.submit = Some(submit::random_id());
             (meta.key, meta.after) = (None, Vec::new());
         }
         let task = submit::submit(connection, &Order { task, max_queue }, || true)?;

@@ -9,11 +9,12 @@ use std::time::Duration;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use zk_cli::CommonArgs;
-use znode_paths::{Bytes, DecodeError, Stream, Task, TaskMeta, TaskName, WorkerName};
+use znode_paths::{Bytes, DecodeError, Stream, TaskMeta, TaskName, WorkerName};
 
+use crate::batch::Batch;
 use crate::error::Failure;
 use crate::follow::Wanted;
-use crate::submit::Order;
+use crate::submit::{Order, Template};
 use crate::{Config, Error, Job, state};
 
 /// Submits tasks to the workers of a ZooKeeper ensemble, waits for them and shows them.
@@ -71,6 +72,21 @@ enum Command {
         /// Which
         #[arg(value_name = "TASK")]
         task: TaskName,
+    },
+    /// Run the commands of a file, one a line, so many at a time; print TASK, STATE, EXIT CODE and COMMAND of each as it
+    /// ends; Ctrl-C cancels what has not ended
+    Batch {
+        #[command(flatten)]
+        options: TaskOptions,
+        /// How many tasks may be unfinished at a time
+        #[arg(long, env = "ZK_MAX_IN_FLIGHT", value_name = "N", default_value_t = 1000, value_parser = positive)]
+        max_in_flight: usize,
+        /// Keep the finished tasks as long as others are kept; otherwise they are removed once they are printed
+        #[arg(long)]
+        keep: bool,
+        /// Where the commands are; `-` is standard input
+        #[arg(value_name = "FILE", default_value = "-")]
+        file: PathBuf,
     },
     /// Block until all tasks are finished; print TASK, STATE and EXIT CODE of each as it ends
     Wait {
@@ -139,8 +155,18 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Task options")]
 struct TaskArgs {
+    #[command(flatten)]
+    options: TaskOptions,
+
+    /// Several words are quoted for the shell word by word; a single one is a shell command line as it stands
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Task options")]
+struct TaskOptions {
     /// What you call it
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
@@ -202,10 +228,6 @@ struct TaskArgs {
           ["name", "key", "priority", "timeout", "retries", "backoff", "max_attempts", "no_requeue", "on", "require",
            "after", "env", "cwd", "stdin"])]
     plain: bool,
-
-    /// Several words are quoted for the shell word by word; a single one is a shell command line as it stands
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
-    command: Vec<String>,
 }
 
 const AFTER_HELP: &str = "\
@@ -225,6 +247,10 @@ fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("it is KEY=VALUE".to_owned()),
     }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "it is a number from 1".to_owned())
 }
 
 fn time_limit(text: &str) -> Result<Duration, String> {
@@ -283,6 +309,16 @@ impl Args {
                 };
                 Job::Logs(task, Wanted { wait: follow, streams, json: self.json })
             }
+            Command::Batch { options, max_in_flight, keep, file } => {
+                let tried = "run the commands";
+                options.refuse_key().map_err(|error| error.of(tried))?;
+                if file == Path::new("-") && options.stdin.as_deref() == Some(&file) {
+                    let what = "standard input cannot be both the commands and what they read";
+                    return Err(Error::Usage(what).of(tried));
+                }
+                let template = options.template()?;
+                Job::Batch(Batch { template, max_in_flight, max_queue: self.max_queue, keep, file })
+            }
             Command::Wait { tasks } => Job::Wait(tasks.into_iter().collect()),
             Command::List { state } => Job::List(state),
             Command::Show { task } => Job::Show(task),
@@ -302,28 +338,38 @@ impl Args {
 
 impl TaskArgs {
     fn order(self, max_queue: usize) -> Result<Order, Failure> {
-        let command = match &self.command[..] {
-            [line] => line.clone(),
-            // The only words that cannot be quoted are those with a NUL.
-            words => shlex::try_join(words.iter().map(String::as_str))
-                .map_err(|_| Error::Command(DecodeError::NulInCommand).of("submit the task"))?,
-        };
-        let stdin = self.stdin.as_deref().map(input).transpose()?;
-        let meta = (!self.plain).then(|| TaskMeta { stdin, ..self.meta(random_id()) });
-        let task = Task { command, meta };
-        task.encode_checked().map_err(|error| {
-            let error = match error {
-                DecodeError::TooLong(bytes) => Error::TooLong(bytes),
-                error => Error::Command(error),
-            };
-            error.of("submit the task")
-        })?;
-        Ok(Order { task, max_queue })
+        let task = self.options.template()?.task(command(&self.command)?);
+        Ok(Order { task: task.map_err(|error| error.of(TRIED))?, max_queue })
+    }
+}
+
+const TRIED: &str = "submit the task";
+
+/// The command line that the words make.
+fn command(words: &[String]) -> Result<String, Failure> {
+    match words {
+        [line] => Ok(line.clone()),
+        // The only words that cannot be quoted are those with a NUL.
+        words => shlex::try_join(words.iter().map(String::as_str))
+            .map_err(|_| Error::Command(DecodeError::NulInCommand).of(TRIED)),
+    }
+}
+
+impl TaskOptions {
+    fn refuse_key(&self) -> Result<(), Error> {
+        match self.key {
+            Some(_) => Err(Error::Usage("--key is for one task, and this makes several")),
+            None => Ok(()),
+        }
     }
 
-    fn meta(self, submit: String) -> TaskMeta {
-        let defaults = TaskMeta::new(submit);
-        TaskMeta {
+    fn template(self) -> Result<Template, Failure> {
+        if self.plain {
+            return Ok(Template { meta: None });
+        }
+        let stdin = self.stdin.as_deref().map(input).transpose()?;
+        let defaults = TaskMeta::new(String::new());
+        let meta = TaskMeta {
             name: self.name,
             key: self.key,
             priority: self.priority,
@@ -337,8 +383,10 @@ impl TaskArgs {
             after: self.after,
             env: self.env.into_iter().collect::<BTreeMap<_, _>>(),
             cwd: self.cwd,
+            stdin,
             ..defaults
-        }
+        };
+        Ok(Template { meta: Some(meta) })
     }
 }
 
@@ -346,15 +394,11 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Two submits with the same id would be one task.
-pub(crate) fn random_id() -> String {
-    format!("{:016x}{:016x}", zk_cli::random(), zk_cli::random())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use znode_paths::Task;
 
     #[test]
     fn the_command_line_is_sound() {
@@ -475,12 +519,5 @@ mod tests {
         ] {
             assert!(submitted(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn every_submit_has_an_id_of_its_own() {
-        let ids: std::collections::BTreeSet<String> = (0..1000).map(|_| random_id()).collect();
-        assert_eq!(ids.len(), 1000);
-        assert!(ids.iter().all(|id| id.len() == 32));
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Message {
     Cancel,
     /// Something happened to a stream of output.
     Output,
+    /// There is more to do, or nothing more.
+    Input,
 }
 
 /// How long to go on without a session.

@@ -108,6 +108,15 @@ pub enum Error {
     /// The user left `run` while this task went on.
     #[error("left, but {0} goes on until it is cancelled; its end: zk-client wait {0}")]
     Left(TaskName),
+    /// The user left `batch` or `each` while so many tasks went on.
+    #[error("left, but {0} tasks go on until they are cancelled, see zk-client list")]
+    LeftSeveral(usize),
+    /// The commands of `batch` cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Input(PathBuf, io::Error),
+    /// Options that exclude each other.
+    #[error("{0}")]
+    Usage(&'static str),
     /// The user left `run` while the request was on its way.
     #[error("left before the answer came, so the task may exist or not: zk-client list")]
     LeftUnnamed,

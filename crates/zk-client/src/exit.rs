@@ -50,9 +50,10 @@ pub fn of_command(status: &Status) -> Option<u8> {
 /// What an error makes of any command.
 pub fn of_error(error: &Error) -> u8 {
     match error {
-        Error::Option(_) | Error::Command(_) | Error::Stdin(..) | Error::StdinTooLong => USAGE,
+        Error::Option(_) | Error::Usage(_) | Error::Command(_) | Error::Stdin(..) | Error::StdinTooLong => USAGE,
         Error::TooLong(_)
         | Error::Signals(_)
+        | Error::Input(..)
         | Error::NotReached { .. }
         | Error::NoMaster { .. }
         | Error::NoTask(_)
@@ -65,7 +66,7 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::Unprinted(..) => FAILED,
         Error::Full { .. } => FULL,
         Error::Unknown { .. } | Error::UnknownPlain(_) => UNKNOWN,
-        Error::NotSubmitted | Error::Left(_) | Error::LeftUnnamed => CANCELLED,
+        Error::NotSubmitted | Error::Left(_) | Error::LeftSeveral(_) | Error::LeftUnnamed => CANCELLED,
     }
 }
 

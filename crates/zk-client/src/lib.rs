@@ -16,6 +16,7 @@
 
 mod act;
 mod args;
+mod batch;
 mod checkup;
 mod connection;
 pub mod doctor;
@@ -26,10 +27,12 @@ mod key;
 mod live;
 mod look;
 mod output;
+mod progress;
 mod render;
 pub mod report;
 mod run;
 mod scene;
+mod signals;
 pub mod state;
 pub mod submit;
 mod wait;
@@ -43,8 +46,9 @@ use std::time::{Duration, Instant, SystemTime};
 use znode_paths::{TaskName, WorkerName};
 
 pub use args::Args;
+pub use batch::Batch;
 pub use error::{Error, Failure};
-pub use submit::Order;
+pub use submit::{Order, Template};
 
 use connection::{Connection, Patience};
 use follow::{Shown, Wanted};
@@ -73,6 +77,8 @@ pub enum Job {
     Run(Order),
     /// Show what a task writes.
     Logs(TaskName, Wanted),
+    /// Run the commands of a file.
+    Batch(Batch),
     /// Wait for tasks.
     Wait(BTreeSet<TaskName>),
     /// List the tasks in these states, or all.
@@ -120,6 +126,7 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         Job::Submit(order) => ("submit the task", submit(&mut connection, &order, json)),
         Job::Run(order) => return run::run(connection, order, json),
         Job::Logs(task, wanted) => ("show its output", logs(&mut connection, task, &wanted)),
+        Job::Batch(what) => return batch::batch(connection, what, json),
         Job::Wait(tasks) => (TRIED_TO_WAIT, wait_for(&mut connection, tasks, json)),
         Job::List(states) => ("list the tasks", list(&mut connection, &states, json)),
         Job::Show(task) => ("show the task", show(&mut connection, task, json)),

@@ -266,32 +266,44 @@ pub(crate) fn submitted(
     id: &str,
     since: Option<Since>,
 ) -> Result<Option<(TaskName, Option<Task>)>, Error> {
-    let Some(names) = session.children(paths::TASKS, true)? else { return Ok(None) };
+    Ok(all_submitted(session, &BTreeSet::from([id]), since)?.into_values().next())
+}
+
+/// The same for several ids.
+pub(crate) fn all_submitted(
+    session: &Session,
+    ids: &BTreeSet<&str>,
+    since: Option<Since>,
+) -> Result<BTreeMap<String, (TaskName, Option<Task>)>, Error> {
+    let mut found = BTreeMap::new();
+    let Some(names) = session.children(paths::TASKS, true)? else { return Ok(found) };
     let tasks = session.stat(paths::TASKS, false)?.map(|stat| stat.czxid);
     let from = since.filter(|since| Some(since.tasks) == tasks).map_or(0, |since| since.from);
     let names: BTreeSet<TaskName> = names.iter().filter_map(|name| name.parse().ok()).collect();
     let names: Vec<TaskName> = names.range(TaskName::from_number(from)..).copied().collect();
     for names in names.chunks(CHUNK) {
+        if found.len() == ids.len() {
+            break;
+        }
         let read = in_parallel(names, |name| session.read(&paths::task(name), false));
         for (name, read) in names.iter().zip(read) {
-            let task = match read {
-                Ok(Some((data, _))) => Task::decode(&data).or_else(|error| match error {
-                    DecodeError::Removed => Ok(Task::removed(&data)),
-                    error => Err(error),
-                }),
+            let data = match read {
+                Ok(Some((data, _))) => data,
                 // What may not be read is somebody else's.
                 Ok(None) | Err(Error::NotAllowed(_)) => continue,
                 Err(error) => return Err(error),
             };
-            if let Ok(Task { meta: Some(meta), .. }) = &task
-                && meta.submit.as_deref() == Some(id)
-            {
-                let removed = meta.removed;
-                return Ok(Some((*name, task.ok().filter(|_| !removed))));
+            let (task, meta) = match Task::decode(&data) {
+                Err(DecodeError::Removed) => (None, Task::removed(&data).meta),
+                Ok(task) => (Some(task.clone()), task.meta),
+                Err(_) => continue,
+            };
+            if let Some(id) = meta.and_then(|meta| meta.submit).filter(|id| ids.contains(id.as_str())) {
+                found.entry(id).or_insert((*name, task));
             }
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// The children of a znode that are of this protocol; none where there is no such znode.

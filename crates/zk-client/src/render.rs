@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 use znode_paths::Tail;
 
-use crate::report::{ClusterStatus, Explanation, FindingLine, TaskDetail, TaskLine, WorkerLine};
+use crate::report::{ClusterStatus, EndedLine, Explanation, FindingLine, TaskDetail, TaskLine, WorkerLine};
 
 /// The text on one line, without anything that a terminal would act upon. Quotes and backslashes stay as they are.
 pub(crate) fn escape(text: &str) -> String {
@@ -69,7 +69,7 @@ pub(crate) fn list(lines: &[TaskLine], now: SystemTime, width: Option<usize>) ->
             line.task.to_string(),
             escape(&line.state),
             line.worker.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
-            exit(line),
+            exit(line.exit_code, line.signal),
             age(since(now, line.submitted_ms)),
             escape(&line.command),
         ]
@@ -79,7 +79,13 @@ pub(crate) fn list(lines: &[TaskLine], now: SystemTime, width: Option<usize>) ->
 
 /// `wait`: task, state and exit code, separated by tabs.
 pub(crate) fn ended(line: &TaskLine) -> String {
-    format!("{}\t{}\t{}", line.task, escape(&line.state), exit(line))
+    format!("{}\t{}\t{}", line.task, escape(&line.state), exit(line.exit_code, line.signal))
+}
+
+/// `batch`: the same, and the command.
+pub(crate) fn ended_with_command(line: &EndedLine) -> String {
+    let code = exit(line.exit_code, line.signal);
+    format!("{}\t{}\t{code}\t{}", line.task, escape(&line.state), escape(&line.command))
 }
 
 /// `why`: a sentence.
@@ -88,8 +94,8 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
 }
 
 /// The command's code, or 128 and the signal that ended it.
-fn exit(line: &TaskLine) -> String {
-    match (line.exit_code, line.signal) {
+fn exit(exit_code: Option<i32>, signal: Option<i32>) -> String {
+    match (exit_code, signal) {
         (Some(code), _) => code.to_string(),
         (None, Some(signal)) => signal.saturating_add(crate::exit::SIGNAL.into()).to_string(),
         (None, None) => "-".to_owned(),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use znode_paths::{AttemptKind, Bytes, Instance, Outcome, Stream, Tail, TaskMeta, TaskName, WorkerName};
+use znode_paths::{AttemptKind, Bytes, Instance, Outcome, Status, Stream, Tail, TaskMeta, TaskName, WorkerName};
 
 use crate::look::{Masters, TaskDetails, TaskSeen};
 use crate::state::{Crew, State, state};
@@ -79,6 +79,72 @@ pub struct Chunk<'a> {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn stream<S: serde::Serializer>(stream: &Stream, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(stream.as_str())
+}
+
+/// A task that has ended: `batch --json` and `each --json`, one object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EndedLine {
+    /// The line of the input that the command was on, from 1; not of `each`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// The task's name.
+    pub task: TaskName,
+    /// As in `list --json`.
+    pub state: String,
+    /// The shell command.
+    pub command: String,
+    /// Who ran it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerName>,
+    /// Which attempt that was, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// The code with which the command exited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended the command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Why it ended so, where the code does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the command started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_ms: Option<u64>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_ms: Option<u64>,
+    /// The end of its standard output, as in `show --json`; not of `batch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<Tail>,
+    /// The end of its standard error, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<Tail>,
+}
+
+impl EndedLine {
+    pub(crate) fn new(task: TaskName, command: &str, status: &Status) -> Self {
+        let meta = status.meta.clone().unwrap_or_default();
+        EndedLine {
+            line: None,
+            task,
+            state: status.outcome.word().to_owned(),
+            command: command.to_owned(),
+            worker: meta.worker,
+            attempt: meta.attempt,
+            exit_code: meta.exit_code,
+            signal: meta.signal,
+            reason: meta.reason,
+            start_ms: meta.start_ms,
+            end_ms: meta.end_ms,
+            stdout: meta.stdout,
+            stderr: meta.stderr,
+        }
+    }
+
+    pub(crate) fn of_line(self, number: u64) -> Self {
+        EndedLine { line: Some(number), ..self }
+    }
 }
 
 /// A task: `list --json` and `wait --json`, one object a line.

@@ -1,19 +1,15 @@
 //! `run`: submit, and hand on what the command writes and how it ends.
-//!
-//! The work is done on a thread of its own, which a server that does not answer may hold up. So the user can leave at
-//! once whatever happens: the main thread only listens.
 
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use znode_paths::{Outcome, Status, StatusMeta, Stream, TaskName};
 
-use crate::connection::{Connection, Message, Patience};
+use crate::connection::{Connection, Patience};
 use crate::error::Failure;
 use crate::follow::{Wanted, follow};
 use crate::look::TaskSeen;
 use crate::report::TaskDetail;
+use crate::signals::{Reaction, interruptible};
 use crate::submit::{Order, submit};
 use crate::{Error, exit, look, output, wait};
 
@@ -30,71 +26,29 @@ enum Progress {
     Submitted(TaskName),
 }
 
-/// What a stop signal means.
-#[derive(Debug)]
-enum Reaction {
-    Cancel,
-    Leave(Error),
-}
-
 /// The first signal cancels, the second leaves; before anything was sent there is nothing to cancel. Pure.
 fn on_signal(progress: Progress, first: bool) -> (Progress, Reaction) {
     match progress {
         Progress::NotSent | Progress::Left => (Progress::Left, Reaction::Leave(Error::NotSubmitted)),
-        Progress::Sent | Progress::Submitted(_) if first => (progress, Reaction::Cancel),
+        Progress::Sent | Progress::Submitted(_) if first => {
+            (progress, Reaction::Cancel("cancelling the task; the next Ctrl-C leaves it as it is"))
+        }
         Progress::Sent => (progress, Reaction::Leave(Error::LeftUnnamed)),
         Progress::Submitted(task) => (progress, Reaction::Leave(Error::Left(task))),
     }
 }
 
-enum Word {
-    Signal,
-    Ended,
-}
-
-/// Says that a thread has ended, also when it panicked.
-struct Farewell(mpsc::Sender<Word>);
-
-impl Drop for Farewell {
-    fn drop(&mut self) {
-        self.0.send(Word::Ended).ok(); // nobody listens any more when the user has left
-    }
-}
-
 /// Runs a command; returns the exit code.
 pub(crate) fn run(connection: Connection, order: Order, json: bool) -> Result<u8, Failure> {
-    let tried = "run the command";
-    let (words, heard) = mpsc::channel();
-    let signals = words.clone();
-    zk_cli::on_stop_signal(move || _ = signals.send(Word::Signal)).map_err(|error| Error::Signals(error).of(tried))?;
     let progress = Arc::new(Mutex::new(Progress::NotSent));
-    let outbox = connection.outbox();
     let shared = progress.clone();
-    let work = thread::Builder::new().name("zk-run".into()).spawn(move || {
-        let _farewell = Farewell(words);
-        work(connection, &order, &shared, json)
-    });
-    let work = work.expect("a program that cannot start a thread cannot go on");
-    let mut first = true;
-    for word in heard {
-        match word {
-            Word::Ended => break,
-            Word::Signal => {
-                let mut progress = lock(&progress);
-                let (next, reaction) = on_signal(*progress, first);
-                *progress = next;
-                match reaction {
-                    Reaction::Leave(error) => return Err(error.of(tried)),
-                    Reaction::Cancel => {
-                        output::note("cancelling the task; the next Ctrl-C leaves it as it is");
-                        outbox.send(Message::Cancel).ok(); // fails when the work has ended meanwhile
-                    }
-                }
-                first = false;
-            }
-        }
-    }
-    work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let react = move |first| {
+        let mut progress = lock(&shared);
+        let (next, reaction) = on_signal(*progress, first);
+        *progress = next;
+        reaction
+    };
+    interruptible(connection, "run the command", react, move |connection| work(connection, &order, &progress, json))
 }
 
 fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
@@ -180,7 +134,7 @@ mod tests {
     #[test]
     fn the_first_signal_cancels_and_the_second_leaves() {
         for progress in [Progress::Sent, Progress::Submitted(task())] {
-            assert!(matches!(on_signal(progress, true), (after, Reaction::Cancel) if after == progress));
+            assert!(matches!(on_signal(progress, true), (after, Reaction::Cancel(_)) if after == progress));
             assert!(matches!(on_signal(progress, false), (after, Reaction::Leave(_)) if after == progress));
         }
         let (_, Reaction::Leave(error)) = on_signal(Progress::Submitted(task()), false) else { panic!("not left") };

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use zk_session::{Kind, Session, Stat};
 use znode_paths::paths::{self, Place};
-use znode_paths::{Format, Since, Task, TaskMeta, TaskName, paths::TASKS};
+use znode_paths::{DecodeError, Format, Since, Task, TaskMeta, TaskName, paths::TASKS};
 
 use crate::connection::{Connection, Patience};
 use crate::{Error, key, look, output};
@@ -16,6 +16,34 @@ pub struct Order {
     pub task: Task,
     /// With more tasks than this, nothing is submitted.
     pub max_queue: usize,
+}
+
+/// What tasks have in common that are submitted with the same options.
+#[derive(Debug, Clone)]
+pub struct Template {
+    /// Nothing with `--plain`.
+    pub meta: Option<TaskMeta>,
+}
+
+impl Template {
+    /// A task, under a submit id of its own.
+    ///
+    /// # Errors
+    /// No worker could run the command, or it would be read as another one.
+    pub fn task(&self, command: String) -> Result<Task, Error> {
+        let meta = self.meta.clone().map(|meta| TaskMeta { submit: Some(random_id()), ..meta });
+        let task = Task { command, meta };
+        task.encode_checked().map_err(|error| match error {
+            DecodeError::TooLong(bytes) => Error::TooLong(bytes),
+            error => Error::Command(error),
+        })?;
+        Ok(task)
+    }
+}
+
+/// Two submits with the same id would be one task.
+pub(crate) fn random_id() -> String {
+    format!("{:016x}{:016x}", zk_cli::random(), zk_cli::random())
 }
 
 /// Creates the task. `may_send` is asked once, before anything is sent that could create it.
@@ -170,6 +198,13 @@ fn recover(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_submit_has_an_id_of_its_own() {
+        let ids: std::collections::BTreeSet<String> = (0..1000).map(|_| random_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 32));
+    }
 
     #[test]
     fn after_a_lost_answer_the_lowest_number_is_reported_and_what_is_not_there_created() {

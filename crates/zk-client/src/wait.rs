@@ -14,8 +14,8 @@ use crate::connection::{Connection, Message, Patience};
 use crate::look::{self, TaskSeen};
 
 /// Which tasks have not ended, and which of them are to be looked at. Pure.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Open {
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Open {
     open: BTreeSet<TaskName>,
     stale: BTreeSet<TaskName>,
 }
@@ -25,8 +25,14 @@ impl Open {
         Open { stale: tasks.clone(), open: tasks }
     }
 
+    /// One more.
+    pub(crate) fn add(&mut self, task: TaskName) {
+        self.open.insert(task);
+        self.stale.insert(task);
+    }
+
     /// Something changed at a path.
-    fn hint(&mut self, path: &str) {
+    pub(crate) fn hint(&mut self, path: &str) {
         if let Some(Place::Task(task) | Place::TaskChild(task, TaskChild::Status)) = Place::of(path)
             && self.open.contains(&task)
         {
@@ -35,17 +41,17 @@ impl Open {
     }
 
     /// No watch is left: everything may have changed.
-    fn reopened(&mut self) {
+    pub(crate) fn reopened(&mut self) {
         self.stale = self.open.clone();
     }
 
     /// What is to be looked at now.
-    fn take_stale(&mut self) -> Vec<TaskName> {
+    pub(crate) fn take_stale(&mut self) -> Vec<TaskName> {
         std::mem::take(&mut self.stale).into_iter().collect()
     }
 
     /// There is nothing more to come of a task.
-    fn close(&mut self, task: TaskName) {
+    pub(crate) fn close(&mut self, task: TaskName) {
         self.open.remove(&task);
     }
 }

@@ -44,6 +44,9 @@ fn wrong_usage_is_one_line_and_2() {
     fails(&["submit", "--on", "a/b", "true"], 2, &["a/b"]);
     fails(&["submit", "--require", "disk", "true"], 2, &["KEY=VALUE"]);
     fails(&["submit", "--max-attempts", "0", "true"], 2, &["max-attempts"]);
+    fails(&["batch", "--key", "k"], 2, &["--key"]);
+    fails(&["batch", "--stdin", "-"], 2, &["standard input"]);
+    fails(&["batch", "--max-in-flight", "0"], 2, &["max-in-flight"]);
     fails(&["wait"], 2, &["TASK"]);
     fails(&["wait", "task-1"], 2, &["task-1"]);
     fails(&["show", "../master"], 2, &["../master"]);
@@ -103,6 +106,7 @@ fn not_reached(zk: &str, says: &[&str]) {
     for command in [
         &["submit", "true"][..],
         &["run", "true"],
+        &["batch", "/dev/null"],
         &["wait", task],
         &["list"],
         &["show", task],
