@@ -188,7 +188,10 @@ fn a_daemon_whose_deciding_thread_is_stuck_is_killed_though_its_session_lives() 
         trace::halt_main_thread(daemon);
     }
     for session in sessions {
-        let end = wait_end_of(&server, session);
+        // It is asked every 5 s and given 20 s for its answer.
+        let end = wait_within(90 * SECOND, "a stuck daemon to be killed", || {
+            end_of(&server, session).ok_or_else(|| "its session lives".to_owned())
+        });
         let beats = server.transactions().into_iter().filter(|txn| {
             txn.session == session && txn.time_ms > stuck_ms && matches!(txn.kind, TxnKind::SetData { .. })
         });

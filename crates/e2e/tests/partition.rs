@@ -115,6 +115,7 @@ fn a_primary_that_is_cut_off_is_followed_when_its_session_is_over_and_stands_by_
     let log = server.transactions();
     let late = log.iter().filter(|txn| txn.session == session && txn.zxid > end.zxid).count();
     assert_eq!(late, 0, "nothing of its session was carried out after its end");
+    bench.check_only_primaries_assigned(&server);
     assert_eq!(tree.text(paths::MASTER).as_deref(), Some("new:1"));
     well(&[&old, &new, &worker]);
 }

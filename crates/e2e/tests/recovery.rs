@@ -132,6 +132,7 @@ fn check_killed_twice(first: Deed, second: Deed) {
         |session, deed| log.iter().filter(|txn| txn.session == session && Deed::in_log(txn) == Some(deed)).count();
     let figures = (did(one, first), did(two, second), did(three, second));
     assert!(matches!(figures, (2, ..=2, 1..)), "{first:?} {second:?} {figures:?}");
+    bench.check_only_primaries_assigned(Server::shared());
     let all: Vec<&Daemon> = masters.all.values().chain([&worker]).collect();
     well(&all);
 }
@@ -244,6 +245,7 @@ fn a_primary_that_wakes_up_after_its_session_with_its_guard_changes_nothing() {
     let end = log.iter().position(|txn| txn.session == session && txn.kind == TxnKind::CloseSession);
     let late = log[end.expect("it expired")..].iter().skip(1).filter(|txn| txn.session == session).count();
     assert_eq!(late, 0, "nothing of its session was carried out after its end");
+    bench.check_only_primaries_assigned(&server);
     assert_eq!(tree.text(paths::MASTER).as_deref(), Some("new:1"));
     well(&[&old, &new, &worker]);
 }

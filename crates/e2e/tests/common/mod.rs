@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use e2e::{Daemon, Host, Server, Tree, Txn, TxnKind, daemon::Launch, wait_for};
+use e2e::{Daemon, Host, Server, Tree, Txn, TxnKind, daemon::Launch, evidence::History, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use znode_paths::{StatusMeta, TaskMeta};
@@ -201,6 +201,16 @@ pub(crate) fn end_of(server: &Server, session: i64) -> Option<Txn> {
 #[track_caller]
 pub(crate) fn wait_end_of(server: &Server, session: i64) -> Txn {
     wait_for(&format!("session {session:#x} to end"), || end_of(server, session).ok_or_else(|| "it lives".to_owned()))
+}
+
+impl Bench {
+    /// That nobody but the owner of `/master` has assigned anything here, as far as a server committed it.
+    #[track_caller]
+    pub(crate) fn check_only_primaries_assigned(&self, server: &Server) {
+        let chroot = &self.zk[self.zk.find('/').expect("a bench has a chroot")..];
+        let wrong = History::of(&server.transactions(), chroot).wrong;
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 }
 
 /// When a session last proved that it lives, by the servers' clock: its last write that was carried out.
