@@ -6,7 +6,11 @@ use common::{Bench, SECOND, kill_inner, well};
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use e2e::{Daemon, Port, wait_for};
@@ -363,4 +367,171 @@ fn the_output_of_every_attempt_is_shown_in_order() {
     assert_eq!(code(&client), 0);
     assert_eq!(client.stdout(), "out 1\nout 2\nend\n");
     assert!(client.stderr().contains("zk-client: attempt 2 begins on worker w\n"), "{}", client.stderr());
+}
+
+// --- what goes wrong on the way
+
+/// Stands between the client and the worker: cuts every connection after so many bytes of the answer.
+struct Relay {
+    port: Port,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Relay {
+    fn start(worker: &str, cut_after: usize) -> Relay {
+        let port = Port::claim();
+        let listener = TcpListener::bind(port.address()).expect("a claimed port is free");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (count, worker) = (connections.clone(), worker.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let Ok(server) = TcpStream::connect(&worker) else { continue };
+                std::thread::spawn(move || relay(client, server, cut_after));
+            }
+        });
+        Relay { port, connections }
+    }
+}
+
+fn relay(mut client: TcpStream, mut server: TcpStream, cut_after: usize) -> std::io::Result<()> {
+    let (mut request, mut to_server) = (client.try_clone()?, server.try_clone()?);
+    std::thread::spawn(move || std::io::copy(&mut request, &mut to_server));
+    let mut left = cut_after;
+    let mut bytes = [0; 4096];
+    while left > 0 {
+        let most = left.min(bytes.len());
+        let count = server.read(&mut bytes[..most])?;
+        if count == 0 {
+            break;
+        }
+        client.write_all(&bytes[..count])?;
+        left -= count;
+    }
+    client.shutdown(Shutdown::Both)?;
+    server.shutdown(Shutdown::Both)
+}
+
+#[test]
+fn a_connection_that_breaks_again_and_again_loses_and_repeats_nothing() {
+    let bench = Bench::shared("relay");
+    let port = Port::claim();
+    let relay = Relay::start(&port.address(), 50_000);
+    let _master = bench.master("m:2223").start();
+    let worker = bench.worker("w").args(["--address", &relay.port.address(), "--listen", &port.address()]);
+    let worker = worker.args(["--output-limit", "1000"]).start();
+    bench.tree.wait_worker("w");
+    let stdout = noise(3, 700_000);
+    std::fs::write(bench.path("out"), &stdout).expect("a file can be written");
+    let command = format!(
+        "head -c 300000 {0}; {1}; tail -c +300001 {0}; printf err >&2",
+        bench.path("out").display(),
+        bench.gate("go")
+    );
+    let client = bench.client().args(["run", "--", &command]).start();
+    wait_for("the first part", || match client.stdout_bytes().len() {
+        300_000 => Ok(()),
+        length => Err(length.to_string()),
+    });
+    bench.open("go");
+    assert_eq!((code(&client), client.stderr().as_str()), (0, "err"));
+    assert!(client.stdout_bytes() == stdout, "{} bytes came", client.stdout_bytes().len());
+    assert!(relay.connections.load(Ordering::SeqCst) >= 14, "each carries less than 50,000 bytes");
+    well(&[&worker]);
+}
+
+#[test]
+fn without_its_worker_run_shows_what_the_status_holds_and_says_what_is_missing() {
+    let bench = Bench::shared("unreachable");
+    let nobody = Port::claim();
+    let _master = bench.master("m:2223").start();
+    let args = ["--address", &nobody.address(), "--output-limit", "10"];
+    let _worker = bench.worker("w").args(args).start(); // which does not listen
+    bench.tree.wait_worker("w");
+    let client = bench.client().args(["run", "--", "printf short; printf err >&2; exit 3"]).start();
+    assert_eq!((code(&client), client.stdout().as_str(), client.stderr().as_str()), (3, "short", "err"));
+
+    let command = format!("printf 0123456789abcdef; {}", bench.gate("go"));
+    let client = bench.client().args(["run", "--", &command]).start();
+    client.wait_stderr(&format!("zk-client: worker w is not reached at {}: ", nobody.address()));
+    bench.open("go");
+    assert_eq!((code(&client), client.stdout().as_str()), (0, "6789abcdef"));
+    let missing = format!(
+        "zk-client: the first 6 bytes of stdout are missing here, the whole is on worker w (not reached at {}",
+        nobody.address()
+    );
+    assert!(client.stderr().contains(&missing), "{}", client.stderr());
+    assert_eq!(client.stderr().lines().count(), 2, "{}", client.stderr());
+    let logs = bench.client().args(["logs", "task-0000000001"]).start();
+    assert_eq!((code(&logs), logs.stdout().as_str()), (1, "6789abcdef"), "some is missing: 1");
+}
+
+#[test]
+fn neither_a_failover_nor_a_restart_of_zookeeper_is_seen_in_the_output() {
+    let mut server = e2e::Server::start();
+    let bench = Bench::at(server.chroot("failover"));
+    let port = Port::claim();
+    let masters = ["m1:2223", "m2:2223"].map(|address| bench.master(address).args(["--session-timeout", "2s"]).start());
+    let worker = bench.worker("w").args(["--address", &port.address(), "--listen", &port.address()]).start();
+    bench.tree.wait_worker("w");
+    // 10 digits a line, for as long as it takes.
+    let command = format!(
+        "i=1000000000; until [ -e {0} ] || ! [ -d {1} ]; do echo $i; i=$((i+1)); sleep 0.002; done; echo end; exit 5",
+        bench.path("go").display(),
+        bench.path("").display()
+    );
+    let client = bench.client().args(["run", "--session-timeout", "2s", "--", &command]).start();
+    client.wait_stdout("1000000010\n");
+    let primary = bench.tree.text("/master").expect("there is a primary");
+    masters[if primary == "m1:2223" { 0 } else { 1 }].kill();
+    server.kill();
+    let seen = client.stdout_bytes().len();
+    wait_for("output without ZooKeeper", || match client.stdout_bytes().len() {
+        now if now > seen + 500 => Ok(()),
+        now => Err(now.to_string()),
+    });
+    server.restart();
+    wait_for("another primary", || match bench.tree.text("/master") {
+        Some(other) if other != primary => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    bench.open("go");
+    assert_eq!(code(&client), 5);
+    // On a slow machine the server is away for so long that this is said, and nothing else.
+    assert!(client.stderr().lines().all(|line| line.contains("still waiting")), "{}", client.stderr());
+    let stdout = client.stdout();
+    let lines: Vec<&str> = stdout.lines().collect();
+    let expected = (0..lines.len() - 1).map(|number| (1_000_000_000 + number).to_string()).chain(["end".to_owned()]);
+    assert!(lines.iter().copied().eq(expected), "{stdout}");
+    well(&[&worker]);
+}
+
+#[test]
+fn when_the_host_of_its_worker_is_cut_off_run_goes_on_with_the_next_attempt() {
+    let Some(hosts) = e2e::available(e2e::Hosts::new(4)) else { return };
+    let server = e2e::Server::start_in(&hosts[0]);
+    let zk = server.chroot("cut");
+    let tree = e2e::Tree::of(&zk, Some(&hosts[3]));
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let daemon = |name: &str| Daemon::named(name).args(["--zk", &zk, "--session-timeout", "2s"]);
+    let _master = daemon("zk-master").start_in(&hosts[0]);
+    let start = |number: usize| {
+        let (name, address) = (format!("w{number}"), format!("{}:2224", hosts[number].address()));
+        let work_dir = dir.path().join(&name);
+        let worker = daemon("zk-worker").args(["--name", &name, "--address", &address, "--work-dir"]).arg(work_dir);
+        let worker = worker.args(["--listen", "0.0.0.0:2224"]).start_in(&hosts[number]);
+        tree.wait_worker(&name);
+        worker
+    };
+    let first = start(1);
+    let command = "echo out $ZK_TASK_ATTEMPT; [ $ZK_TASK_ATTEMPT -gt 1 ] || sleep 1000; head -c 200000 /dev/zero";
+    let client = daemon("zk-client").args(["run", "--", command]).start_in(&hosts[3]);
+    client.wait_stdout("out 1\n");
+    let second = start(2);
+    hosts[1].link_down();
+    assert_eq!(code(&client), 0, "{}", client.stderr());
+    let expected = [b"out 1\nout 2\n".as_slice(), &[0; 200_000]].concat();
+    assert!(client.stdout_bytes() == expected, "{} bytes came", client.stdout_bytes().len());
+    assert!(client.stderr().contains("zk-client: attempt 2 begins on worker w2\n"), "{}", client.stderr());
+    well(&[&first, &second]);
 }
