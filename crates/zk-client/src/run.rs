@@ -104,7 +104,8 @@ fn remark(task: TaskName, status: &Status) -> Option<String> {
     let meta = status.meta.as_ref();
     let reason = meta.and_then(|meta| meta.reason.as_deref()).map(|reason| format!(": {reason}")).unwrap_or_default();
     match &status.outcome {
-        Outcome::Done => None,
+        Outcome::Done if reason.is_empty() => None,
+        Outcome::Done => Some(format!("{task} is done{reason}")),
         Outcome::Failed => match meta {
             Some(StatusMeta { exit_code: Some(_), reason: None, .. }) => None,
             Some(StatusMeta { signal: Some(signal), .. }) => {
@@ -149,6 +150,7 @@ mod tests {
     #[test]
     fn what_the_exit_code_does_not_say_is_said() {
         check_remark("done", None);
+        check_remark("done\n{\"zk\":1,\"reason\":\"full\"}", Some("task-0000000007 is done: full"));
         check_remark("failed\n{\"zk\":1,\"exit_code\":3}", None);
         check_remark("failed", Some("task-0000000007 failed"));
         check_remark("failed\n{\"zk\":1,\"reason\":\"no\"}", Some("task-0000000007 failed: no"));

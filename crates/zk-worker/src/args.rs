@@ -9,6 +9,7 @@ use zk_cli::CommonArgs;
 use zk_http::Listen;
 use znode_paths::{Address, WorkerName};
 
+use crate::keeper::Keep;
 use crate::{Config, Error, Identity};
 
 /// Runs the tasks that a master assigns to it. Start one on each host.
@@ -46,6 +47,15 @@ pub struct Args {
     /// Where tasks run and their output is kept [default: `/var/lib/zk-worker/<name>`, or below `~/.local/state` if not root]
     #[arg(long, env = "ZK_WORK_DIR", value_name = "DIR")]
     work_dir: Option<PathBuf>,
+
+    /// How long the folder of a task is kept in the work dir after its end
+    #[arg(long, env = "ZK_WORK_DIR_RETAIN", value_name = "DURATION", default_value = "24h",
+          value_parser = zk_cli::duration)]
+    work_dir_retain: Duration,
+
+    /// How much disk those folders may take; the oldest go first
+    #[arg(long, env = "ZK_WORK_DIR_MAX", value_name = "BYTES", default_value_t = 10 << 30)]
+    work_dir_max: u64,
 
     /// Between SIGTERM and SIGKILL for a task's process group
     #[arg(long, env = "ZK_GRACE", value_name = "DURATION", default_value = "10s", value_parser = zk_cli::duration)]
@@ -117,6 +127,7 @@ impl Args {
             grace: self.grace,
             output_limit: self.output_limit,
             run_as: self.run_as.map(identity).transpose()?,
+            keep: Keep { age: self.work_dir_retain, bytes: self.work_dir_max },
             on_lost: self.on_lost,
         })
     }

@@ -232,10 +232,8 @@ impl Jobs {
             return false;
         }
         log::info!("ended task={name} attempt={} {}", job.attempt, how(&exited));
-        if let Some(folder) = &job.folder {
-            folder.close();
-        }
-        job.stage = Stage::Ended(End { exited: Some(exited), why, error: None, at_ms: now_ms() });
+        let error = job.folder.as_ref().and_then(Folder::close);
+        job.stage = Stage::Ended(End { exited: Some(exited), why, error, at_ms: now_ms() });
         true
     }
 

@@ -24,6 +24,7 @@ mod container;
 mod identity;
 mod jobs;
 pub mod judge;
+pub mod keeper;
 mod leftovers;
 mod output;
 mod processes;
@@ -46,6 +47,7 @@ pub use identity::{Identity, IdentityError};
 
 use connection::Connection;
 use jobs::Jobs;
+use keeper::Keep;
 use leftovers::Held;
 use output::Outputs;
 use processes::{Exited, Processes};
@@ -73,6 +75,8 @@ pub struct Config {
     pub output_limit: u64,
     /// The user that tasks run as; nothing for the worker's own.
     pub run_as: Option<Identity>,
+    /// What to keep of what has ended.
+    pub keep: Keep,
     /// What becomes of running tasks when the worker counts as lost.
     pub on_lost: OnLost,
 }
@@ -180,7 +184,9 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
         config.work_dir.display(),
         cgroup.as_ref().map_or(Path::new("none"), Cgroup::path).display(),
     );
-    let (outputs, pulse) = (Arc::new(Outputs::new(&config.work_dir)), Pulse::default());
+    let (to_keeper, ended) = mpsc::channel();
+    let (outputs, pulse) = (Arc::new(Outputs::new(&config.work_dir, to_keeper)), Pulse::default());
+    keeper::start(&outputs, ended, config.keep).map_err(Error::Thread)?;
     let serve = |listener| serve::serve(listener, outputs.clone(), pulse.clone()).map_err(Error::Thread);
     let server = listener.map(serve).transpose()?;
     if config.run_as.is_none() && rustix::process::geteuid().is_root() {

@@ -7,17 +7,22 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstatvfs, openat};
 use znode_paths::{MAX_DATA, OutputPath, Stream, Tail, TaskName};
 
 /// The output of all that this worker has run: of what is in hand through the descriptors, of the rest from the work dir.
 #[derive(Debug)]
 pub(crate) struct Outputs {
     work_dir: PathBuf,
-    in_hand: Mutex<BTreeMap<(TaskName, i64), Written>>,
+    in_hand: Mutex<BTreeMap<Start, Written>>,
+    ended: Sender<Start>,
 }
+
+/// A start of a task: its name and the czxid of its assignment.
+pub(crate) type Start = (TaskName, i64);
 
 /// Both streams of a start.
 #[derive(Debug, Clone)]
@@ -88,11 +93,20 @@ impl Log {
 }
 
 impl Outputs {
-    pub(crate) fn new(work_dir: &Path) -> Self {
-        Outputs { work_dir: work_dir.to_owned(), in_hand: Mutex::default() }
+    /// Whatever is not in hand any more is sent to `ended`.
+    pub(crate) fn new(work_dir: &Path, ended: Sender<Start>) -> Self {
+        Outputs { work_dir: work_dir.to_owned(), in_hand: Mutex::default(), ended }
     }
 
-    fn in_hand(&self) -> MutexGuard<'_, BTreeMap<(TaskName, i64), Written>> {
+    pub(crate) fn work_dir(&self) -> &Path {
+        &self.work_dir
+    }
+
+    pub(crate) fn is_in_hand(&self, start: Start) -> bool {
+        self.in_hand().contains_key(&start)
+    }
+
+    fn in_hand(&self) -> MutexGuard<'_, BTreeMap<Start, Written>> {
         // Nothing here panics while it holds the lock.
         self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,7 +124,7 @@ impl Outputs {
     /// Opens a file of a command that has ended. Whoever can write to the folder could have put something else there:
     /// nothing but a file that has no other name is opened.
     fn open(&self, path: &OutputPath) -> io::Result<Option<File>> {
-        let folder = self.work_dir.join(name(path.task, path.fence));
+        let folder = self.work_dir.join(name((path.task, path.fence)));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let folder = openat(CWD, folder, flags | OFlags::DIRECTORY, Mode::empty())?;
         let file = openat(folder, path.stream.as_str(), flags | OFlags::NONBLOCK, Mode::empty())?;
@@ -121,7 +135,7 @@ impl Outputs {
 }
 
 /// The name of the folder of a start. The fence makes it unique.
-fn name(task: TaskName, fence: i64) -> String {
+pub(crate) fn name((task, fence): Start) -> String {
     format!("{task}.{fence}")
 }
 
@@ -131,20 +145,21 @@ fn name(task: TaskName, fence: i64) -> String {
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
     pub(crate) files: PathBuf,
-    start: (TaskName, i64),
+    start: Start,
     written: Written,
     outputs: Arc<Outputs>,
 }
 
 impl Folder {
     pub(crate) fn create(outputs: &Arc<Outputs>, task: TaskName, fence: i64) -> io::Result<Self> {
-        let path = outputs.work_dir.join(name(task, fence));
+        let path = outputs.work_dir.join(name((task, fence)));
         Folder::make(outputs, (task, fence), &path).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot make the folder {}: {error}", path.display()))
         })
     }
 
-    fn make(outputs: &Arc<Outputs>, start: (TaskName, i64), path: &Path) -> io::Result<Self> {
+    /// Makes all of it, or nothing: on a full disk what is half made would take the room that is needed for the next.
+    fn make(outputs: &Arc<Outputs>, start: Start, path: &Path) -> io::Result<Self> {
         fs::create_dir_all(&outputs.work_dir)?;
         let new_folder = || fs::DirBuilder::new().mode(0o700).create(path);
         match new_folder() {
@@ -156,12 +171,15 @@ impl Folder {
             made => made?,
         }
         let files = path.join("files");
-        fs::DirBuilder::new().create(&files)?;
         let log = |stream: Stream| -> io::Result<Arc<Log>> {
             let file = OpenOptions::new().read(true).append(true).create_new(true).open(path.join(stream.as_str()))?;
             Ok(Arc::new(Log { file, end: AtomicU64::new(OPEN) }))
         };
-        let written = Written { stdout: log(Stream::Stdout)?, stderr: log(Stream::Stderr)? };
+        let fill = || -> io::Result<Written> {
+            fs::DirBuilder::new().create(&files)?;
+            Ok(Written { stdout: log(Stream::Stdout)?, stderr: log(Stream::Stderr)? })
+        };
+        let written = fill().inspect_err(|_| _ = fs::remove_dir_all(path))?;
         outputs.in_hand().insert(start, written.clone());
         Ok(Folder { path: path.to_owned(), files, start, written, outputs: outputs.clone() })
     }
@@ -206,10 +224,13 @@ impl Folder {
         (tail(&self.written.stdout), tail(&self.written.stderr))
     }
 
-    /// The command has ended: whoever follows the streams gets what is there now and no more.
-    pub(crate) fn close(&self) {
+    /// The command has ended: whoever follows the streams gets what is there now and no more. Returns what is to be said
+    /// about that: where the disk is full, the command may have tried to write more. Whether it did, only the command knows.
+    pub(crate) fn close(&self) -> Option<String> {
         self.written.stdout.close();
         self.written.stderr.close();
+        let full = fstatvfs(&self.written.stdout.file).is_ok_and(|disk| disk.f_bavail == 0);
+        full.then(|| "the disk of the work dir is full, some of its output may be missing".to_owned())
     }
 }
 
@@ -217,6 +238,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         self.close();
         self.outputs.in_hand().remove(&self.start);
+        self.outputs.ended.send(self.start).ok(); // without a keeper all is kept
     }
 }
 
@@ -240,7 +262,7 @@ mod tests {
     const TASK: TaskName = TaskName::from_number(1);
 
     fn outputs(dir: &tempfile::TempDir) -> Arc<Outputs> {
-        Arc::new(Outputs::new(dir.path()))
+        Arc::new(Outputs::new(dir.path(), std::sync::mpsc::channel().0))
     }
 
     fn path(fence: i64, stream: Stream) -> OutputPath {
