@@ -428,6 +428,32 @@ fn what_runs_when_zookeeper_is_away_for_too_long_is_killed_in_time_and_starts_ag
     well(&[&master, &worker]);
 }
 
+#[test]
+fn what_was_assigned_by_hand_starts_again_too_when_zookeeper_was_away_for_too_long() {
+    let mut server = Server::start();
+    let bench = Bench::at(server.chroot("away"));
+    let tree = &bench.tree;
+    let master = bench.master("m:1").args(["--session-timeout", "4s"]).start();
+    let worker = bench.worker("w").args(["--session-timeout", "4s"]).start();
+    tree.wait_worker("w");
+    // Our master has no place for it.
+    let task = tree.submit_with(&bench.tick("ticks", "go"), |meta| {
+        meta.require.insert("gpu".to_owned(), "1".to_owned());
+    });
+    tree.create(&format!("/assign/w/{task}"), "");
+    bench.wait_lines("ticks", 1);
+    server.kill();
+    worker.wait_stderr("could not prove for 3/4 of the session timeout");
+    let ticks = bench.lines("ticks").len();
+    server.restart();
+    bench.wait_lines("ticks", ticks + 1);
+    bench.open("go");
+    tree.expect(task, "done");
+    check_no_overlap(&bench.lines("ticks"));
+    tree.wait_nothing_assigned();
+    well(&[&master, &worker]);
+}
+
 // --- somebody deletes what they use
 
 #[test]

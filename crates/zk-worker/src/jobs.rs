@@ -277,6 +277,9 @@ impl Jobs {
             }
             ended
         });
+        // An assignment made by hand carries no instance: it is for whoever this process is now, who has not started it.
+        let jobs = &self.jobs;
+        self.started.keep(|name| jobs.contains_key(name));
     }
 }
 
