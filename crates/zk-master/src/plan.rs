@@ -38,7 +38,7 @@ const KEPT_AT_LEAST_MS: i64 = 60_000;
 const DESK_KEPT_MS: i64 = 60_000;
 
 /// One write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Create `attempt-<number>` below the task, if absent.
     Record(TaskName, u32, Attempt),
@@ -55,7 +55,7 @@ pub enum Step {
 }
 
 /// Why a task is deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Removal {
     /// It is a later one of the same submit.
     Duplicate,

@@ -329,7 +329,7 @@ impl Outcome {
 }
 
 /// `/tasks/<task>/status`: created once, never written again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Status {
     /// The word.
     pub outcome: Outcome,
@@ -338,7 +338,7 @@ pub struct Status {
 }
 
 /// What is known of the end of a task.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct StatusMeta {
     /// The format.
     pub zk: Format,
@@ -419,7 +419,7 @@ impl Status {
 }
 
 /// The end of a stream: any bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Tail {
     /// How many bytes the whole stream had.
     pub length: u64,
@@ -628,7 +628,7 @@ pub enum AttemptKind {
 }
 
 /// `/tasks/<task>/attempt-<number>`: create-if-absent, so an attempt is recorded once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Attempt {
     /// How it ended; nothing when the record cannot be understood.
     pub kind: Option<AttemptKind>,
@@ -637,7 +637,7 @@ pub struct Attempt {
 }
 
 /// Who made an attempt, and what came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct AttemptMeta {
     /// The format.
     pub zk: Format,
