@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// A group of processes, as a folder of the cgroup file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,14 +23,21 @@ impl Cgroup {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let own = own_folder(&own, &mounts).ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))?;
         let own = Cgroup(own);
-        let ours = |group: &Cgroup| group.0.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-        own.below().filter(|group| ours(group) && !group.populated()).for_each(|group| group.remove());
+        own.below().filter(Cgroup::is_forgotten).for_each(|group| group.remove());
         let group = own.child(&format!("{PREFIX}{:016x}", zk_cli::random()))?;
         if group.0.join(KILL).exists() {
             return Ok(group);
         }
         group.remove();
         Err(io::Error::other("this kernel cannot kill a cgroup"))
+    }
+
+    /// Whether it is of a guard that did not remove it: nothing lives there, and it was not made a moment ago.
+    fn is_forgotten(&self) -> bool {
+        let ours = self.0.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+        let changed = fs::metadata(&self.0).and_then(|folder| folder.modified());
+        let age = changed.ok().and_then(|changed| changed.elapsed().ok()).unwrap_or_default();
+        ours && !self.populated() && age >= FORGOTTEN
     }
 
     /// The group at a path that an earlier process wrote down, if it is still there.
@@ -52,12 +60,20 @@ impl Cgroup {
         &self.0
     }
 
+    /// Moves a process into the group; what it starts from then on will be in it.
+    ///
+    /// # Errors
+    /// The group or the process is gone.
+    pub fn add(&self, pid: i32) -> io::Result<()> {
+        fs::write(self.0.join(PROCESSES), pid.to_string())
+    }
+
     /// Has a command enter the group before anything of it runs; all that it starts will be in it.
     ///
     /// # Errors
     /// The group is gone.
     pub fn enter(&self, command: &mut Command) -> io::Result<()> {
-        let mut entrance = OpenOptions::new().write(true).open(self.0.join("cgroup.procs"))?;
+        let mut entrance = OpenOptions::new().write(true).open(self.0.join(PROCESSES))?;
         #[expect(unsafe_code, reason = "only the child itself can enter before it runs")]
         // SAFETY: between fork and exec only a system call is made; nothing is allocated and no lock is taken.
         unsafe {
@@ -68,7 +84,7 @@ impl Cgroup {
 
     /// The processes in it and below.
     pub fn processes(&self) -> Vec<i32> {
-        let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        let processes = fs::read_to_string(self.0.join(PROCESSES)).unwrap_or_default();
         let own = processes.lines().filter_map(|pid| pid.parse().ok());
         own.chain(self.below().flat_map(|below| below.processes())).collect()
     }
@@ -109,6 +125,12 @@ impl Cgroup {
 
 /// What the names of all groups made by [`Cgroup::create`] begin with.
 const PREFIX: &str = "zk-worker-";
+
+/// A guard puts its daemon into its group at once.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// Whatever is in the group, one number a line; write one there to move that process.
+const PROCESSES: &str = "cgroup.procs";
 
 /// Write `1` there to kill all of a group.
 const KILL: &str = "cgroup.kill";

@@ -261,9 +261,6 @@ fn start(life: u64, cgroup: Option<&Cgroup>, tx: &Sender<Message>) -> Result<(Ow
     let mut command = Command::new("/proc/self/exe");
     command.args(std::env::args_os().skip(1)).stdin(Stdio::from(OwnedFd::from(theirs)));
     command.env(GUARDED, cgroup.map_or(Path::new(""), Cgroup::path));
-    if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.enter(&mut command)) {
-        log::warn!("the daemon runs outside of its control group: {error}");
-    }
     // In a group of its own a Ctrl-C on the terminal reaches the guard only, which passes it on: once.
     command.process_group(0);
     if let Some(program) = std::env::args_os().next() {
@@ -271,6 +268,10 @@ fn start(life: u64, cgroup: Option<&Cgroup>, tx: &Sender<Message>) -> Result<(Ow
     }
     zk_cli::die_with_parent(&mut command);
     let pid = Pid::from_child(&command.spawn()?);
+    // It starts nothing before it has found ZooKeeper.
+    if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.add(pid.as_raw_nonzero().get())) {
+        log::warn!("the daemon runs outside of its control group: {error}");
+    }
     // Its number stays taken at least until the thread below is there to reap it.
     let daemon = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?;
     let line = Line::of_guard(ours);
