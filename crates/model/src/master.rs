@@ -197,7 +197,7 @@ impl Master {
                     reign.stale.insert(Part::Desk(worker_of(worker)));
                 }
                 Step::Remove(name, _) => {
-                    reign.view.tasks.remove(name);
+                    reign.view.tasks.remove(*name);
                     reign.stale.insert(Part::Tasks);
                 }
             }
@@ -353,7 +353,7 @@ impl Reign {
                 let (tasks, seen) = io.list(Parent::Tasks)?;
                 let there: BTreeSet<TaskName> =
                     tasks.into_iter().flatten().filter_map(|(path, _)| task(*path)).collect();
-                self.view.tasks.retain(|name, _| there.contains(name));
+                self.view.tasks.keep(&there);
                 let gone = |part: &Part| matches!(part, Part::Task(name) if !there.contains(name));
                 self.stale.retain(|part| !gone(part));
                 self.read_at.retain(|part, _| !gone(part));
@@ -371,7 +371,7 @@ impl Reign {
                             self.read_at.insert(Part::Task(name), seen);
                         }
                         None => {
-                            self.view.tasks.remove(&name);
+                            self.view.tasks.remove(name);
                             self.read_at.remove(&Part::Task(name));
                         }
                     }

@@ -276,7 +276,7 @@ impl Survey {
             let drain = Drain::decode(&node.data).drain;
             view.assign.insert(worker, Desk { drain, tasks: tasks.collect(), ..Desk::default() });
         }
-        view.tasks = std::mem::take(&mut self.tasks);
+        view.tasks = std::mem::take(&mut self.tasks).into_iter().collect();
         view
     }
 }
@@ -492,8 +492,8 @@ fn tasks(view: &View, findings: &mut Vec<Finding>) {
     let living = view.living();
     let held: BTreeSet<TaskName> = view.assign.values().flat_map(|desk| desk.tasks.keys().copied()).collect();
     let seen = |known: &Known| (known.czxid, known.czxid);
-    let duplicates = plan::duplicates(view);
-    for name in &duplicates {
+    let duplicates = view.tasks.duplicates();
+    for name in duplicates {
         let steps = vec![Step::Remove(*name, Removal::Duplicate)];
         let (class, path, seen) = (Class::DuplicateSubmit, paths::task(name), seen(&view.tasks[name]));
         findings.push(Finding { class, path, seen, repair: Repair::Steps(steps) });

@@ -284,7 +284,7 @@ pub fn why(name: TaskName, facts: Facts) -> Option<Cause> {
     let view = &tree.view;
     let known = view.tasks.get(&name)?;
     let open = known.open()?;
-    if plan::duplicates(view).contains(&name) {
+    if view.tasks.duplicates().contains(&name) {
         let first = view.tasks.iter().find(|(_, other)| other.submit == known.submit);
         return first.map(|(first, _)| Cause::Duplicate { first: *first });
     }
@@ -430,7 +430,7 @@ fn unplaced(view: &View, name: TaskName, open: &Open) -> Cause {
 fn before(view: &View, name: TaskName, open: &Open) -> usize {
     let living = view.living();
     let held: BTreeSet<&TaskName> = view.assign.values().flat_map(|desk| desk.tasks.keys()).collect();
-    let duplicates = plan::duplicates(view);
+    let duplicates = view.tasks.duplicates();
     let own = (std::cmp::Reverse(plan::priority(open)), name);
     let first = view.tasks.iter().filter(|(other, known)| {
         let Some(open) = known.open() else { return false };

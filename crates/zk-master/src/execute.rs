@@ -16,8 +16,8 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading) -> 
     let mut progress = false;
     for (tried, result) in in_parallel(&plan.chains, |chain| carry_out(session, chain)) {
         progress |= result.is_ok() || tried.len() > 1;
-        for step in &tried {
-            mark(step, reading);
+        for (index, step) in tried.iter().enumerate() {
+            mark(step, result.is_ok() || index + 1 < tried.len(), reading);
         }
         match result {
             Ok(()) => {}
@@ -109,11 +109,17 @@ fn gone(result: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-fn mark(step: &Step, reading: &mut Reading) {
+/// Takes note of a step that was taken or, if it is not `done`, that could not be taken: the tree is not as it was read.
+fn mark(step: &Step, done: bool, reading: &mut Reading) {
     match step {
         Step::Record(task, ..) | Step::Finish(task, _) => reading.wrote_task(*task),
-        Step::Unassign(worker, task) => reading.unassigned(worker, *task),
-        Step::Assign(worker, ..) | Step::RemoveDesk(worker) => reading.wrote_desk(worker),
+        Step::Unassign(worker, task) if done => reading.unassigned(worker, *task),
+        Step::Assign(worker, task, meta) if done => reading.assigned(worker, *task, meta),
+        Step::Assign(worker, task, _) => {
+            reading.wrote_desk(worker);
+            reading.wrote_task(*task);
+        }
+        Step::Unassign(worker, _) | Step::RemoveDesk(worker) => reading.wrote_desk(worker),
         Step::Remove(task, _) => reading.removed_task(*task),
     }
 }

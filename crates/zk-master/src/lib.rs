@@ -20,6 +20,7 @@ mod election;
 mod execute;
 pub mod plan;
 mod reading;
+pub mod tasks;
 pub mod view;
 
 use std::io;
@@ -124,7 +125,18 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     log::info!("started address={address} listen={listen} instance={instance} zk={}", session.connect);
     session.witness = Some(Arc::new(guard.clone()));
     let session = Arc::new(session);
-    let mut master = Master { session, guard, address, retention, instance, sessions: 0, notify, pause: FIRST_PAUSE };
+    let mut master = Master {
+        session,
+        guard,
+        address,
+        retention,
+        instance,
+        sessions: 0,
+        notify,
+        pause: FIRST_PAUSE,
+        watched: None,
+        old_server: false,
+    };
     let mut state = master.seek(Duration::ZERO);
     loop {
         pulse.beat();
@@ -205,6 +217,10 @@ struct Master {
     sessions: u32,
     notify: Notify,
     pause: Duration,
+    /// The number of the session on which there are watches on all below `/tasks` and `/assign`.
+    watched: Option<u32>,
+    /// The last session ended when it was asked for these watches.
+    old_server: bool,
 }
 
 impl Master {
@@ -277,7 +293,10 @@ impl Master {
             Ok(Standing::Primary { fence }) => {
                 log::info!("primary fence={fence}");
                 self.pause = FIRST_PAUSE;
-                self.reign(session, Box::new(Reading::new(fence)))
+                match self.watch_below(&session) {
+                    Ok(below) => self.reign(session, Box::new(Reading::new(fence, below))),
+                    Err(error) => self.give_up(session, &error),
+                }
             }
             Ok(Standing::Standby { primary }) => {
                 if primary != before {
@@ -288,6 +307,29 @@ impl Master {
             }
             Err(error) => self.give_up(session, &error),
         }
+    }
+
+    /// Whether from now on there are watches on all below `/tasks` and `/assign`. They came with ZooKeeper 3.6, and an older
+    /// server may end the session over the question: then it is not asked on the next one.
+    fn watch_below(&mut self, session: &Session) -> Result<bool, zk_session::Error> {
+        if self.watched == Some(session.number()) {
+            return Ok(true);
+        }
+        if std::mem::take(&mut self.old_server) {
+            return Ok(false);
+        }
+        for path in [paths::TASKS, paths::ASSIGN] {
+            match session.watch_below(path) {
+                Ok(()) => {}
+                Err(zk_session::Error::Refused { .. }) => return Ok(false),
+                Err(error) => {
+                    self.old_server = true;
+                    return Err(error);
+                }
+            }
+        }
+        self.watched = Some(session.number());
+        Ok(true)
     }
 
     /// Reads, plans and writes once.
@@ -310,10 +352,10 @@ impl Master {
         reading.refresh(session)?;
         let mut plan = plan(&reading.view, self.retention);
         reading.leave_out_refused(&mut plan);
-        let pause = if plan.chains.is_empty() {
+        let pause = if plan.chains.is_empty() && !reading.is_behind() {
             let in_ms = plan.look_again_ms.map(|at| u64::try_from(at - reading.view.now_ms).unwrap_or(0));
             in_ms.map(|in_ms| Duration::from_millis(in_ms.max(10)))
-        } else if execute::execute(session, &plan, reading)? {
+        } else if execute::execute(session, &plan, reading)? || reading.is_behind() {
             // What was written is read again at once; in between the mailbox is looked at.
             Some(Duration::ZERO)
         } else {

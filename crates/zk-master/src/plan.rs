@@ -98,11 +98,11 @@ impl Plan {
 /// Decides what is to be done.
 pub fn plan(view: &View, retention: Retention) -> Plan {
     let living = view.living();
-    let duplicates = duplicates(view);
+    let duplicates = view.tasks.duplicates();
     let mut plan = Plan::default();
     let mut held = BTreeSet::new();
 
-    for name in &duplicates {
+    for name in duplicates {
         plan.chains.push(vec![Step::Remove(*name, Removal::Duplicate)]);
     }
     for (worker, desk) in &view.assign {
@@ -114,42 +114,73 @@ pub fn plan(view: &View, retention: Retention) -> Plan {
             }
         }
     }
-    let mut room = room(view);
-    let mut waiting = Vec::new();
-    for (name, known) in &view.tasks {
-        let Some(open) = known.open() else { continue };
-        if held.contains(name) || duplicates.contains(name) {
+    let free = |name: &TaskName| !held.contains(name) && !duplicates.contains(name);
+    let mut waiting = BTreeSet::new();
+    let special: BTreeSet<TaskName> = view.tasks.special().chain(view.vanished.keys().copied()).collect();
+    for name in special.into_iter().filter(free) {
+        let Some((known, open)) = view.tasks.get(&name).and_then(|known| Some((known, known.open()?))) else {
             continue;
-        }
-        match unassigned_task(view, *name, open, &living) {
+        };
+        match unassigned_task(view, name, open, &living) {
             Next::End(outcome, reason) => {
-                plan.chains.push(vec![Step::Finish(*name, status(open, outcome, reason))]);
+                plan.chains.push(vec![Step::Finish(name, status(open, outcome, reason))]);
             }
-            Next::Record(number, attempt) => plan.chains.push(vec![Step::Record(*name, number, attempt)]),
-            Next::BackTo(worker) => plan.chains.push(vec![assign(view, worker, *name, known, open)]),
+            Next::Record(number, attempt) => plan.chains.push(vec![Step::Record(name, number, attempt)]),
+            Next::BackTo(worker) => plan.chains.push(vec![assign(view, worker, name, known, open)]),
             Next::Wait(Wait::Until(at_ms)) => plan.look_again_at(at_ms),
             Next::Wait(_) => {}
-            Next::Place => waiting.push((Reverse(priority(open)), *name, known, open)),
+            Next::Place => _ = waiting.insert((Reverse(priority(open)), name)),
         }
     }
-    waiting.sort_by_key(|(priority, name, ..)| (*priority, *name));
-    for (_, name, known, open) in waiting {
-        if room.values().all(|free| *free == 0) {
-            break;
-        }
-        if let Some(worker) = place(view, &mut room, open) {
-            plan.chains.push(vec![assign(view, &worker, name, known, open)]);
-        }
-    }
+    place_in_turn(view, &mut plan, waiting, free);
     housekeeping(view, retention, &mut plan);
     plan
 }
 
-/// Of several tasks of one submit all but the one with the lowest number (PROTOCOL section 3, Clients).
-pub fn duplicates(view: &View) -> BTreeSet<TaskName> {
-    let mut seen = BTreeSet::new();
-    let submits = view.tasks.iter().filter_map(|(name, known)| Some((*name, known.submit.as_deref()?)));
-    submits.filter(|(_, submit)| !seen.insert(*submit)).map(|(name, _)| name).collect()
+/// Assigns what is next, until there is no room. `waiting` are those of the special ones whose turn may have come.
+fn place_in_turn(
+    view: &View,
+    plan: &mut Plan,
+    waiting: BTreeSet<(Reverse<i64>, TaskName)>,
+    free: impl Fn(&TaskName) -> bool,
+) {
+    let mut room = room(view);
+    let mut left: u32 = room.values().sum();
+    let (mut queue, mut special) = (view.tasks.queue().peekable(), waiting.into_iter().peekable());
+    // Where nobody with room may run one, nobody may run the next of the same kind.
+    let mut hopeless = BTreeSet::new();
+    while left > 0 {
+        let next = match (queue.peek(), special.peek()) {
+            (Some(next), Some(other)) if other < next => special.next(),
+            (None, _) => special.next(),
+            (Some((_, name)), _) if view.vanished.contains_key(name) => {
+                queue.next();
+                continue;
+            }
+            (Some(_), _) => queue.next(),
+        };
+        let Some((_, name)) = next else { return };
+        let Some((known, open)) = view.tasks.get(&name).and_then(|known| Some((known, known.open()?))) else {
+            continue;
+        };
+        let kind = wishes(open);
+        if !free(&name) || hopeless.contains(&kind) {
+            continue;
+        }
+        match place(view, &mut room, open) {
+            Some(worker) => {
+                left -= 1;
+                plan.chains.push(vec![assign(view, &worker, name, known, open)]);
+            }
+            None => _ = hopeless.insert(kind),
+        }
+    }
+}
+
+/// What a task asks of its worker.
+fn wishes(open: &Open) -> Option<(Option<&WorkerName>, &BTreeMap<String, String>)> {
+    let meta = open.meta.as_ref().ok().and_then(Option::as_ref)?;
+    Some((meta.on.as_ref(), &meta.require))
 }
 
 /// What to do about a task that is assigned: nothing while whoever has it is to run it. `living` is [`View::living`].
@@ -161,7 +192,9 @@ pub fn held_task(
     living: &BTreeSet<Instance>,
 ) -> Chain {
     let unassign = Step::Unassign(worker.clone(), name);
-    let Some(known) = view.tasks.get(&name) else { return vec![unassign] };
+    let Some(known) = view.tasks.get(&name) else {
+        return if view.unread.contains(&name) { Vec::new() } else { vec![unassign] };
+    };
     let another = assignment.meta.as_ref().is_some_and(|meta| meta.task != known.czxid);
     let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
     let Stage::Open(open) = &known.stage else { return vec![unassign] };
@@ -297,6 +330,7 @@ pub fn unassigned_task<'a>(view: &'a View, name: TaskName, open: &Open, living: 
             Some(Stage::Ended { outcome, .. }) => {
                 return Next::End(Outcome::Cancelled, format!("{before}, which it waited for, is {}", outcome.word()));
             }
+            None if view.unread.contains(before) => return Next::Wait(Wait::After(*before)),
             None => {
                 return Next::End(Outcome::Cancelled, format!("{before}, which it waited for, does not exist"));
             }
@@ -373,27 +407,15 @@ fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
             }
         }
     }
-    let needed: BTreeSet<TaskName> = {
-        let metas = view.tasks.values().filter_map(Known::open).filter_map(|open| open.meta.as_ref().ok()?.as_ref());
-        metas.flat_map(|meta| meta.after.iter().copied()).collect()
-    };
-    let mut ended: Vec<(i64, TaskName)> = view
-        .tasks
-        .iter()
-        .filter_map(|(name, known)| match known.stage {
-            Stage::Ended { at_ms, .. } if !needed.contains(name) => Some((at_ms, *name)),
-            _ => None,
-        })
-        .collect();
-    ended.sort_unstable();
-    let surplus = ended.len().saturating_sub(retention.count);
-    for (index, (at_ms, name)) in ended.into_iter().enumerate() {
+    let surplus = view.tasks.removable_count().saturating_sub(retention.count);
+    for (index, (at_ms, name)) in view.tasks.removable().enumerate() {
         let age = if index < surplus { KEPT_AT_LEAST_MS } else { retention.age_ms.max(KEPT_AT_LEAST_MS) };
-        if view.now_ms - at_ms >= age {
-            plan.chains.push(vec![Step::Remove(name, Removal::Ended)]);
-        } else {
+        if view.now_ms - at_ms < age {
+            // All others have ended later, and are kept at least as long.
             plan.look_again_at(at_ms + age);
+            break;
         }
+        plan.chains.push(vec![Step::Remove(name, Removal::Ended)]);
     }
 }
 

@@ -1,14 +1,19 @@
 //! Keeps the [`View`] true: reads what changed, and sets the watch that says so the next time.
 //!
-//! What is stale is marked and read again before the next plan; that includes all that the primary itself has written,
-//! for reads on a session see the writes before them. Nothing is ever concluded from a notification alone.
+//! What is stale is marked and read again before the next plan. Nothing is ever concluded from a notification alone.
+//!
+//! Where ZooKeeper knows of watches on all below a znode (3.6 and later), `/tasks` and `/assign` have one each, which names
+//! every znode that comes, goes or changes: only that is read. And what the primary has assigned itself is not read
+//! again: whatever else happens to it is told. On older servers each znode has watches of its own, which are used up by a
+//! change, so that its parent has to be listed again, and all that was written is read again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use zk_session::{Change, Error, Session, in_parallel};
+use zk_session::{Change, Error, Session, Stat, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
-    Assignment, Attempt, DecodeError, Drain, LiveName, Outcome, Status, Task, TaskName, Worker, WorkerName,
+    Assignment, AssignmentMeta, Attempt, DecodeError, Drain, LiveName, Outcome, Status, Task, TaskMeta, TaskName,
+    Worker, WorkerName,
 };
 
 use crate::plan::{Plan, Step};
@@ -24,9 +29,13 @@ pub(crate) struct Reading {
     ignored: BTreeSet<String>,
     /// Workers to which nothing can be assigned.
     closed: BTreeSet<WorkerName>,
+    /// `/tasks` and `/assign` have watches on all below them.
+    below: bool,
     /// Where a write was refused, and when it is tried again, by the servers' clock.
     refused: BTreeMap<String, i64>,
 }
+
+const NO_NAME: &str = "its name is not of this protocol";
 
 /// How long a write that was refused is left alone: until somebody may have changed an ACL.
 const REFUSED_MS: i64 = 30_000;
@@ -46,14 +55,28 @@ pub(crate) struct Stale {
     task: BTreeSet<TaskName>,
     /// All of them.
     rewritten: BTreeSet<TaskName>,
+    /// Whether they have a status.
+    ended: BTreeSet<TaskName>,
 }
 
+/// How many tasks are read before the next plan: right after a take-over the first of them are to be assigned, not all to
+/// be known. They are read by number, so that the first task of each submit is known before the others.
+const AT_ONCE: usize = 4_000;
+
+/// So many are read at once with fewer requests than one by one.
+const MANY: usize = 200;
+
 impl Reading {
-    /// Nothing is read yet.
-    pub(crate) fn new(fence: i64) -> Self {
+    /// Nothing is read yet. `below` says whether there are watches on all below `/tasks` and `/assign`.
+    pub(crate) fn new(fence: i64, below: bool) -> Self {
         let view = View { fence, ..View::default() };
         let stale = Stale { census: true, assign: true, tasks: true, reign: true, ..Stale::default() };
-        Reading { view, stale, ..Reading::default() }
+        Reading { view, stale, below, ..Reading::default() }
+    }
+
+    /// Whether some tasks are not read yet.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.view.unread.is_empty()
     }
 
     /// ZooKeeper does not let us take this step.
@@ -96,21 +119,38 @@ impl Reading {
                 stale.desks.insert(worker);
             }
             Some(Place::Assignment(worker, task)) => {
-                stale.desks.insert(worker.clone());
+                let known = self.view.assign.get(&worker).is_some_and(|desk| desk.tasks.contains_key(&task));
+                // What is known to be there, or not to be there, is mostly what the primary did itself.
+                if !self.below {
+                    stale.desks.insert(worker.clone());
+                } else if (change == Change::Created) == known && change != Change::Data {
+                    return;
+                }
                 stale.assignments.insert((worker, task));
             }
             Some(Place::Tasks) => stale.tasks = true,
             Some(Place::Task(task)) => match change {
                 Change::Deleted => {
                     // There may be another one at that path by now.
-                    self.view.tasks.remove(&task);
-                    stale.tasks = true;
+                    self.view.tasks.remove(task);
+                    self.view.unread.remove(&task);
+                    stale.task.remove(&task);
+                    stale.tasks |= !self.below;
                 }
                 Change::Data => _ = stale.rewritten.insert(task),
                 Change::Created | Change::Children => _ = stale.task.insert(task),
             },
+            Some(Place::TaskChild(task, TaskChild::Status)) if change == Change::Created => {
+                stale.ended.insert(task);
+            }
             Some(Place::TaskChild(task, _)) => _ = stale.task.insert(task),
-            None => {}
+            None => {
+                let parents = [paths::TASKS, paths::ASSIGN];
+                if change == Change::Created && parents.iter().any(|p| path.rsplit_once('/').is_some_and(|s| s.0 == *p))
+                {
+                    self.ignore(path.to_owned(), NO_NAME);
+                }
+            }
         }
     }
 
@@ -119,10 +159,20 @@ impl Reading {
         self.stale.desks.insert(worker.clone());
     }
 
+    /// The primary made an assignment.
+    pub(crate) fn assigned(&mut self, worker: &WorkerName, task: TaskName, meta: &AssignmentMeta) {
+        self.view.replace_assignment(worker, task, Some(Assignment { meta: Some(meta.clone()) }));
+        if !self.below {
+            self.wrote_desk(worker);
+        }
+    }
+
     /// The primary deleted an assignment itself: it did not vanish.
     pub(crate) fn unassigned(&mut self, worker: &WorkerName, task: TaskName) {
         self.view.unassigned(worker, task);
-        self.stale.desks.insert(worker.clone());
+        if !self.below {
+            self.wrote_desk(worker);
+        }
     }
 
     /// The primary wrote below a task.
@@ -132,8 +182,8 @@ impl Reading {
 
     /// The primary deleted a task.
     pub(crate) fn removed_task(&mut self, task: TaskName) {
-        self.view.tasks.remove(&task);
-        self.stale.tasks = true;
+        self.view.tasks.remove(task);
+        self.stale.tasks |= !self.below;
     }
 
     /// It is time to look at the workers that are missing.
@@ -150,14 +200,16 @@ impl Reading {
         for worker in std::mem::take(&mut self.stale.desks) {
             self.read_desk(session, &worker)?;
         }
+        self.read_assignments(session)?;
         let view = &self.view;
-        let strange = |task: &TaskName| !view.tasks.contains_key(task);
+        let strange = |task: &TaskName| !view.tasks.contains_key(task) && !view.unread.contains(task);
         self.stale.tasks |= view.assign.values().any(|desk| desk.tasks.keys().any(strange));
         // Whoever deleted an assignment may have recorded its attempt before that.
         self.stale.task.extend(view.vanished.keys());
         if std::mem::take(&mut self.stale.tasks) {
             self.read_tasks(session)?;
         }
+        self.read_ends(session)?;
         self.read_each_task(session)?;
         self.view.forget_vanished();
 
@@ -183,10 +235,44 @@ impl Reading {
         Ok(())
     }
 
+    /// Reads the assignments of which something is told; those of whole desks are read with these.
+    fn read_assignments(&mut self, session: &Session) -> Result<(), Error> {
+        let stale: Vec<(WorkerName, TaskName)> = std::mem::take(&mut self.stale.assignments).into_iter().collect();
+        let read = in_parallel(&stale, |(worker, task)| session.read(&paths::assignment(worker, task), !self.below));
+        for ((worker, task), read) in stale.into_iter().zip(read) {
+            // One that may not be read is there all the same, and is not ours.
+            let foreign = read.is_err().then(Assignment::default);
+            let read = self.readable(&paths::assignment(&worker, &task), read)?;
+            let assignment = read.map(|(data, _)| Assignment::decode(&data)).or(foreign);
+            self.view.replace_assignment(&worker, task, assignment);
+        }
+        Ok(())
+    }
+
+    /// Reads the statuses that are told to have been made.
+    fn read_ends(&mut self, session: &Session) -> Result<(), Error> {
+        let ended: Vec<TaskName> = std::mem::take(&mut self.stale.ended).into_iter().collect();
+        let read = in_parallel(&ended, |task| session.read(&paths::status(task), false));
+        for (task, read) in ended.into_iter().zip(read) {
+            let before = self.view.tasks.get(&task).filter(|known| known.open().is_some());
+            let before = before.map(|known| (known.czxid, known.submit.clone()));
+            match (self.readable(&paths::status(&task), read)?, before) {
+                (Some((data, stat)), Some((czxid, submit))) => {
+                    let stage = Stage::Ended { outcome: Status::decode(&data).outcome, at_ms: stat.ctime_ms };
+                    self.view.tasks.insert(task, Known { czxid, submit, stage });
+                }
+                // It is gone again, or the task is not known yet.
+                _ => _ = self.stale.task.insert(task),
+            }
+        }
+        Ok(())
+    }
+
     /// The children of a parent that must be there: made again where somebody deleted it.
     fn list(&self, session: &Session, parent: &str) -> Result<Vec<String>, Error> {
+        let watch = !self.below || ![paths::TASKS, paths::ASSIGN].contains(&parent);
         loop {
-            match session.children(parent, true)? {
+            match session.children(parent, watch)? {
                 Some(names) => return Ok(names),
                 None => session.ensure(parent)?,
             }
@@ -198,7 +284,7 @@ impl Reading {
         for name in names {
             match name.parse() {
                 Ok(name) => _ = parsed.insert(name),
-                Err(_) => self.ignore(format!("{parent}/{name}"), "its name is not of this protocol"),
+                Err(_) => self.ignore(format!("{parent}/{name}"), NO_NAME),
             }
         }
         parsed
@@ -214,8 +300,9 @@ impl Reading {
 
     fn read_desk(&mut self, session: &Session, worker: &WorkerName) -> Result<(), Error> {
         let path = paths::assignments(worker);
-        let read =
-            self.readable(&path, session.children(&path, true))?.zip(self.readable(&path, session.read(&path, true))?);
+        let watch = !self.below;
+        let names = self.readable(&path, session.children(&path, watch))?;
+        let read = names.zip(self.readable(&path, session.read(&path, watch))?);
         let Some((names, (data, stat))) = read else {
             self.closed.remove(worker);
             self.view.replace_desk(worker, None);
@@ -233,7 +320,7 @@ impl Reading {
             }
         }
         let unread: Vec<TaskName> = there.into_iter().filter(|task| !desk.tasks.contains_key(task)).collect();
-        let read = in_parallel(&unread, |task| session.read(&paths::assignment(worker, task), true));
+        let read = in_parallel(&unread, |task| session.read(&paths::assignment(worker, task), watch));
         for (task, read) in unread.into_iter().zip(read) {
             // One that went in between has fired the watch on its parent. One that may not be read is not ours.
             let read = self.readable(&paths::assignment(worker, &task), read)?;
@@ -257,7 +344,7 @@ impl Reading {
     fn read_tasks(&mut self, session: &Session) -> Result<(), Error> {
         let names = self.list(session, paths::TASKS)?;
         let there: BTreeSet<TaskName> = self.parse(paths::TASKS, &names);
-        self.view.tasks.retain(|task, _| there.contains(task));
+        self.view.tasks.keep(&there);
         self.stale.task.retain(|task| there.contains(task));
         self.stale.rewritten.retain(|task| there.contains(task));
         self.stale.task.extend(there.into_iter().filter(|task| !self.view.tasks.contains_key(task)));
@@ -265,20 +352,29 @@ impl Reading {
     }
 
     fn read_each_task(&mut self, session: &Session) -> Result<(), Error> {
-        let rewritten = std::mem::take(&mut self.stale.rewritten);
         let tasks = &self.view.tasks;
-        let mut stale = std::mem::take(&mut self.stale.task);
-        stale.retain(|task| tasks.get(task).is_none_or(|known| known.open().is_some()));
-        let stale: Vec<TaskName> = stale.union(&rewritten).copied().collect();
-        let read = in_parallel(&stale, |task| {
-            read_task(session, *task, tasks.get(task).filter(|_| !rewritten.contains(task)), true)
-        });
-        for (task, known) in stale.into_iter().zip(read) {
+        self.stale.task.retain(|task| tasks.get(task).is_none_or(|known| known.open().is_some()));
+        let mut stale: BTreeSet<TaskName> = &self.stale.task | &self.stale.rewritten;
+        let later = stale.iter().nth(AT_ONCE).map(|first| stale.clone().split_off(first)).unwrap_or_default();
+        stale.retain(|task| !later.contains(task));
+        let before = |task: &TaskName| tasks.get(task).filter(|_| !self.stale.rewritten.contains(task));
+        let (new, known): (Vec<TaskName>, Vec<TaskName>) = stale.iter().partition(|task| before(task).is_none());
+        let watch = !self.below;
+        let read = if watch || new.len() < MANY {
+            in_parallel(&new, |task| read_task(session, *task, None, watch))
+        } else {
+            read_new_tasks(session, &new)?
+        };
+        let again = in_parallel(&known, |task| read_task(session, *task, before(task), watch));
+        for (task, known) in new.into_iter().zip(read).chain(known.into_iter().zip(again)) {
             match self.readable(&paths::task(&task), known)? {
                 Some(known) => self.view.tasks.insert(task, known),
-                None => self.view.tasks.remove(&task),
+                None => _ = self.view.tasks.remove(task),
             };
         }
+        self.stale.task.retain(|task| later.contains(task));
+        self.stale.rewritten.retain(|task| later.contains(task));
+        self.view.unread = later.into_iter().filter(|task| !self.view.tasks.contains_key(task)).collect();
         Ok(())
     }
 
@@ -315,9 +411,8 @@ impl Reading {
         let nodes: BTreeSet<LiveName> = self.parse(paths::LIVE, &names);
         self.view.live = nodes.into_iter().map(|node| node.instance).collect();
         if first {
-            let View { tasks, workers, .. } = &self.view;
-            let open = tasks.values().filter(|known| known.open().is_some()).count();
-            log::info!("took over workers={} tasks={} unfinished={open}", workers.len(), tasks.len());
+            let View { tasks, unread, workers, .. } = &self.view;
+            log::info!("took over workers={} tasks={}", workers.len(), tasks.len() + unread.len());
         }
         self.view.census_ms = session.server_time_ms().unwrap_or(self.view.census_ms);
         for worker in self.view.note_missing() {
@@ -341,39 +436,32 @@ pub fn read_task(
     watch: bool,
 ) -> Result<Option<Known>, Error> {
     let path = paths::task(&name);
-    let (czxid, submit, meta, attempts, removed) = match before {
+    let (head, mut attempts, children) = match before {
         Some(Known { czxid, submit, stage: Stage::Open(open) }) => {
-            (*czxid, submit.clone(), open.meta.clone(), open.attempts.clone(), false)
+            let head = Head { czxid: *czxid, submit: submit.clone(), meta: open.meta.clone(), removed: false };
+            (head, open.attempts.clone(), true)
         }
         _ => {
             let Some((data, stat)) = session.read(&path, watch)? else { return Ok(None) };
-            if stat.owner.is_some() {
-                let why = "it is ephemeral, so it can have no status".to_owned();
-                return Err(Error::Refused { path, why });
-            }
-            let (task, removed) = match Task::decode(&data) {
-                Err(DecodeError::Removed) => (Ok(Task::removed(&data)), true),
-                task => (task, false),
-            };
-            let submit = task.as_ref().ok().and_then(|task| task.meta.as_ref()?.submit.clone());
-            let meta = task.map(|task| task.meta).map_err(|error| error.to_string());
-            (stat.czxid, submit, meta, Default::default(), removed)
+            (head(&path, &data, stat)?, BTreeMap::new(), stat.children > 0)
         }
     };
-    let Some(names) = session.children(&path, watch)? else { return Ok(None) };
-    let mut open = Open { meta, cancel: false, attempts };
+    let names = match children || watch {
+        true => session.children(&path, watch)?,
+        false => Some(Vec::new()),
+    };
+    let Some(names) = names else { return Ok(None) };
+    let mut cancel = false;
     for child in names.iter().filter_map(|name| task_child(name)) {
         match child {
             TaskChild::Status => {
                 if let Some((data, stat)) = session.read(&paths::status(&name), false)? {
-                    let outcome = Status::decode(&data).outcome;
-                    let at_ms = if removed { LONG_AGO_MS } else { stat.ctime_ms };
-                    return Ok(Some(Known { czxid, submit, stage: Stage::Ended { outcome, at_ms } }));
+                    return Ok(Some(head.ended(&data, stat)));
                 }
             }
-            TaskChild::Cancel => open.cancel = true,
+            TaskChild::Cancel => cancel = true,
             TaskChild::Attempt(number) => {
-                if let std::collections::btree_map::Entry::Vacant(vacant) = open.attempts.entry(number) {
+                if let std::collections::btree_map::Entry::Vacant(vacant) = attempts.entry(number) {
                     let record = session.read(&paths::attempt(&name, number), false)?;
                     let record = record.map(|(data, stat)| (Attempt::decode(&data).kind, stat.ctime_ms));
                     let (kind, at_ms) = record.unwrap_or_default();
@@ -382,10 +470,70 @@ pub fn read_task(
             }
         }
     }
-    let stage = match removed {
-        // Its status is deleted already.
-        true => Stage::Ended { outcome: Outcome::Other("removed".to_owned()), at_ms: LONG_AGO_MS },
-        false => Stage::Open(Box::new(open)),
+    Ok(Some(head.open(cancel, attempts)))
+}
+
+/// Reads many tasks for the first time, with as few requests as there can be; sets no watches.
+fn read_new_tasks(session: &Session, names: &[TaskName]) -> Result<Vec<Result<Option<Known>, Error>>, Error> {
+    let paths: Vec<String> = names.iter().map(paths::task).collect();
+    let heads = session.read_each(&paths, |read| read)?;
+    let alone = |read: &Option<(_, Stat)>| read.as_ref().is_none_or(|(_, stat)| stat.children == 0);
+    // Most of what has children has ended.
+    let ended: Vec<usize> = (0..names.len()).filter(|at| !alone(&heads[*at])).collect();
+    let statuses: Vec<String> = ended.iter().map(|at| paths::status(&names[*at])).collect();
+    let statuses = session.read_each(&statuses, |read| {
+        read.map(|(data, stat)| (Status { meta: None, ..Status::decode(&data) }.encode(), stat))
+    })?;
+    let mut statuses: BTreeMap<usize, Option<(Vec<u8>, Stat)>> = ended.into_iter().zip(statuses).collect();
+    let known = |(at, read): (usize, Option<(Vec<u8>, Stat)>)| {
+        let Some((data, stat)) = read else { return Ok(None) };
+        let head = head(&paths[at], &data, stat)?;
+        match statuses.remove(&at) {
+            None => Ok(Some(head.open(false, BTreeMap::new()))),
+            Some(Some((data, stat))) => Ok(Some(head.ended(&data, stat))),
+            // It has something else below it.
+            Some(None) => read_task(session, names[at], None, false),
+        }
     };
-    Ok(Some(Known { czxid, submit, stage }))
+    Ok(heads.into_iter().enumerate().map(known).collect())
+}
+
+/// What a task's own data say.
+struct Head {
+    czxid: i64,
+    submit: Option<String>,
+    meta: Result<Option<TaskMeta>, String>,
+    /// It is marked to be removed.
+    removed: bool,
+}
+
+fn head(path: &str, data: &[u8], stat: Stat) -> Result<Head, Error> {
+    if stat.owner.is_some() {
+        let why = "it is ephemeral, so it can have no status".to_owned();
+        return Err(Error::Refused { path: path.to_owned(), why });
+    }
+    let (task, removed) = match Task::decode(data) {
+        Err(DecodeError::Removed) => (Ok(Task::removed(data)), true),
+        task => (task, false),
+    };
+    let submit = task.as_ref().ok().and_then(|task| task.meta.as_ref()?.submit.clone());
+    let meta = task.map(|task| task.meta).map_err(|error| error.to_string());
+    Ok(Head { czxid: stat.czxid, submit, meta, removed })
+}
+
+impl Head {
+    fn ended(self, status: &[u8], stat: Stat) -> Known {
+        let at_ms = if self.removed { LONG_AGO_MS } else { stat.ctime_ms };
+        let stage = Stage::Ended { outcome: Status::decode(status).outcome, at_ms };
+        Known { czxid: self.czxid, submit: self.submit, stage }
+    }
+
+    fn open(self, cancel: bool, attempts: BTreeMap<u32, Recorded>) -> Known {
+        let stage = match self.removed {
+            // Its status is deleted already.
+            true => Stage::Ended { outcome: Outcome::Other("removed".to_owned()), at_ms: LONG_AGO_MS },
+            false => Stage::Open(Box::new(Open { meta: self.meta, cancel, attempts })),
+        };
+        Known { czxid: self.czxid, submit: self.submit, stage }
+    }
 }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use znode_paths::{Assignment, AttemptKind, Instance, Outcome, TaskMeta, TaskName, Worker, WorkerName};
 
+use crate::tasks::Tasks;
+
 /// The tree as the primary has read it in its reign, and the time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct View {
@@ -20,7 +22,9 @@ pub struct View {
     /// Who has a node below `/assign`, and what is there.
     pub assign: BTreeMap<WorkerName, Desk>,
     /// What was submitted.
-    pub tasks: BTreeMap<TaskName, Known>,
+    pub tasks: Tasks,
+    /// What else is below `/tasks` and is not read yet: only right after a take-over.
+    pub unread: BTreeSet<TaskName>,
     /// Assignments that disappeared by another hand, and whose attempt is not recorded: its processes may still be about to
     /// end. Whoever ran them records it when they are dead.
     pub vanished: BTreeMap<TaskName, Vanished>,
@@ -122,19 +126,27 @@ pub fn fence(epoch: Option<i64>, czxid: i64) -> i64 {
 impl View {
     /// `/assign/<worker>` was read, and is like this, or is gone. What is not there any more vanished by another hand.
     pub fn replace_desk(&mut self, worker: &WorkerName, desk: Option<Desk>) {
-        let empty = Desk::default();
-        let now = desk.as_ref().unwrap_or(&empty);
-        for (task, assignment) in self.assign.get(worker).map(|before| &before.tasks).unwrap_or(&empty.tasks) {
-            let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
-            if !now.tasks.contains_key(task) && !returned {
-                let vanished = Vanished { worker: worker.clone(), assignment: assignment.clone() };
-                self.vanished.insert(*task, vanished);
-            }
-        }
+        let there = |task: &TaskName| desk.as_ref().is_some_and(|desk| desk.tasks.contains_key(task));
+        let before = self.assign.get(worker).into_iter().flat_map(|before| before.tasks.keys());
+        let gone: Vec<TaskName> = before.filter(|task| !there(task)).copied().collect();
+        gone.into_iter().for_each(|task| self.replace_assignment(worker, task, None));
         match desk {
             Some(desk) => self.assign.insert(worker.clone(), desk),
             None => self.assign.remove(worker),
         };
+    }
+
+    /// An assignment was read, and says this, or is gone: by another hand, unless the worker returned it.
+    pub fn replace_assignment(&mut self, worker: &WorkerName, task: TaskName, assignment: Option<Assignment>) {
+        let Some(desk) = self.assign.get_mut(worker) else { return };
+        if let Some(assignment) = assignment {
+            desk.tasks.insert(task, assignment);
+            return;
+        }
+        let before = desk.tasks.remove(&task);
+        if let Some(assignment) = before.filter(|before| before.meta.as_ref().is_none_or(|meta| !meta.returned)) {
+            self.vanished.insert(task, Vanished { worker: worker.clone(), assignment });
+        }
     }
 
     /// The primary deleted an assignment itself: it did not vanish.

@@ -86,20 +86,21 @@ impl Tree {
     }
 
     fn attempt_at(mut self, number: u32, attempt: u32, kind: AttemptKind, at_ms: i64) -> Self {
-        self.open(number).attempts.insert(attempt, Recorded { kind: Some(kind), at_ms });
+        self.change(number, |open| _ = open.attempts.insert(attempt, Recorded { kind: Some(kind), at_ms }));
         self
     }
 
     fn cancel(mut self, number: u32) -> Self {
-        self.open(number).cancel = true;
+        self.change(number, |open| open.cancel = true);
         self
     }
 
-    fn open(&mut self, number: u32) -> &mut Open {
-        match &mut self.0.tasks.get_mut(&task(number)).unwrap().stage {
-            Stage::Open(open) => open,
+    fn change(&mut self, number: u32, change: impl FnOnce(&mut Open)) {
+        let there = self.0.tasks.change(task(number), |known| match &mut known.stage {
+            Stage::Open(open) => change(open),
             Stage::Ended { .. } => panic!("it has ended"),
-        }
+        });
+        assert!(there, "no such task");
     }
 
     fn plan(&self) -> Vec<Chain> {
@@ -111,15 +112,18 @@ impl Tree {
         let view = &mut self.0;
         match step {
             Step::Record(name, number, attempt) => {
-                if let Some(Stage::Open(open)) = view.tasks.get_mut(name).map(|known| &mut known.stage) {
-                    open.attempts.entry(*number).or_insert(Recorded { kind: attempt.kind, at_ms: NOW });
-                }
+                view.tasks.change(*name, |known| {
+                    if let Stage::Open(open) = &mut known.stage {
+                        open.attempts.entry(*number).or_insert(Recorded { kind: attempt.kind, at_ms: NOW });
+                    }
+                });
             }
             Step::Finish(name, status) => {
-                let known = view.tasks.get_mut(name).unwrap();
-                if let Stage::Open(_) = known.stage {
-                    known.stage = Stage::Ended { outcome: status.outcome.clone(), at_ms: NOW };
-                }
+                view.tasks.change(*name, |known| {
+                    if let Stage::Open(_) = known.stage {
+                        known.stage = Stage::Ended { outcome: status.outcome.clone(), at_ms: NOW };
+                    }
+                });
             }
             Step::Unassign(name, task) => _ = view.assign.get_mut(name).unwrap().tasks.remove(task),
             Step::Assign(name, task, meta) => {
@@ -127,7 +131,7 @@ impl Tree {
                 assert!(!desk.tasks.contains_key(task), "assigned twice to one worker");
                 desk.tasks.insert(*task, Assignment { meta: Some(meta.clone()) });
             }
-            Step::Remove(name, _) => _ = view.tasks.remove(name),
+            Step::Remove(name, _) => _ = view.tasks.remove(*name),
             Step::RemoveDesk(name) => _ = view.assign.remove(name),
         }
         view.forget_vanished();
@@ -343,7 +347,7 @@ fn an_assignment_goes_when_its_task_has_a_status_or_is_gone_or_is_another() {
     check(&tree.clone().ended(0, Outcome::Done, NOW).assigned("a", 0, Some(1), 1), std::slice::from_ref(&unassign));
     check(&tree.clone().assigned("a", 0, Some(1), 1), std::slice::from_ref(&unassign));
     let mut another = tree.plain(0).assigned("a", 0, Some(1), 1);
-    another.0.tasks.get_mut(&task(0)).unwrap().czxid = 77;
+    another.0.tasks.change(task(0), |known| known.czxid = 77);
     check(&another, &[unassign]);
 }
 
@@ -389,7 +393,7 @@ fn of_several_tasks_of_one_submit_only_the_first_counts() {
     assert_eq!(plan[2..], [assign_to("a", 3, Some(1), 1)]);
     // Also when the first has ended already.
     let mut ended = tree;
-    ended.0.tasks.get_mut(&task(3)).unwrap().stage = Stage::Ended { outcome: Outcome::Done, at_ms: NOW };
+    ended.0.tasks.change(task(3), |known| known.stage = Stage::Ended { outcome: Outcome::Done, at_ms: NOW });
     assert_eq!(ended.plan(), [removed(5), removed(7)]);
 }
 
@@ -549,6 +553,20 @@ fn any_tree() -> impl Strategy<Value = Tree> {
     })
 }
 
+#[test]
+fn what_is_not_read_yet_is_not_taken_for_gone() {
+    let mut tree =
+        Tree::new().worker("a", 1, 3).assigned("a", 5, Some(1), 1).task(7, |meta| meta.after = vec![task(6)]);
+    tree.0.unread = BTreeSet::from([task(5), task(6)]);
+    assert_eq!(tree.plan(), Vec::<Chain>::new());
+    tree.0.unread.clear();
+    assert_eq!(
+        tree.plan().len(),
+        2,
+        "the assignment without a task goes, the task without its predecessor is cancelled"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -597,7 +615,17 @@ proptest! {
             }
         }
         prop_assert!(holders.values().all(|count| *count == 1), "assigned to two workers: {holders:?}");
-        prop_assert!(duplicates(view).is_empty());
+        prop_assert!(view.tasks.duplicates().is_empty());
+    }
+
+    /// What is in the queue is not asked anything but whose turn it is.
+    #[test]
+    fn of_what_is_in_the_queue_nothing_is_to_be_considered(tree in any_tree()) {
+        let view = &tree.0;
+        for (_, name) in view.tasks.queue().filter(|(_, name)| !view.vanished.contains_key(name)) {
+            let open = view.tasks[&name].open().unwrap();
+            prop_assert!(matches!(unassigned_task(view, name, open, &view.living()), Next::Place));
+        }
     }
 
     /// A task that may start once only is never assigned after it may have started.
