@@ -12,6 +12,7 @@ use zk_cli::CommonArgs;
 use znode_paths::{Bytes, DecodeError, Stream, TaskMeta, TaskName, WorkerName};
 
 use crate::batch::Batch;
+use crate::each::Each;
 use crate::error::Failure;
 use crate::follow::Wanted;
 use crate::submit::{Order, Template};
@@ -87,6 +88,11 @@ enum Command {
         /// Where the commands are; `-` is standard input
         #[arg(value_name = "FILE", default_value = "-")]
         file: PathBuf,
+    },
+    /// Run a command once on every worker that takes tasks; print what it writes, each line behind the worker's name
+    Each {
+        #[command(flatten)]
+        task: TaskArgs,
     },
     /// Block until all tasks are finished; print TASK, STATE and EXIT CODE of each as it ends
     Wait {
@@ -308,6 +314,18 @@ impl Args {
                     _ => Stream::BOTH.to_vec(),
                 };
                 Job::Logs(task, Wanted { wait: follow, streams, json: self.json })
+            }
+            Command::Each { task } => {
+                let TaskArgs { options, command: words } = task;
+                let tried = "run the command on each worker";
+                options.refuse_key().map_err(|error| error.of(tried))?;
+                if options.on.is_some() || options.plain {
+                    let what = "each task is for one worker: neither --on nor --plain can be used";
+                    return Err(Error::Usage(what).of(tried));
+                }
+                let (template, command) = (options.template()?, command(&words)?);
+                template.task(command.clone()).map_err(|error| error.of(tried))?;
+                Job::Each(Each { template, command, max_queue: self.max_queue })
             }
             Command::Batch { options, max_in_flight, keep, file } => {
                 let tried = "run the commands";

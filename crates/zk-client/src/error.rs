@@ -90,6 +90,9 @@ pub enum Error {
     /// It is neither registered nor known from earlier.
     #[error("no such worker: {0}, see `zk-client workers`")]
     NoWorker(WorkerName),
+    /// Nobody could run it.
+    #[error("no worker is registered that takes tasks, see `zk-client workers`")]
+    NoWorkers,
     /// The sequence of `/tasks` is used up, or is not ZooKeeper's.
     #[error("it was submitted as {0:?}, which is not a task's name: no master will look at it")]
     NoTaskName(String),

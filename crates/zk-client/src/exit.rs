@@ -60,6 +60,7 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NotEnded(_)
         | Error::BeingRemoved { .. }
         | Error::NoWorker(_)
+        | Error::NoWorkers
         | Error::NoTaskName(_)
         | Error::Request(_)
         | Error::Stdout(_)

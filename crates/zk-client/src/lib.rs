@@ -20,6 +20,7 @@ mod batch;
 mod checkup;
 mod connection;
 pub mod doctor;
+mod each;
 mod error;
 pub mod exit;
 pub mod follow;
@@ -47,6 +48,7 @@ use znode_paths::{TaskName, WorkerName};
 
 pub use args::Args;
 pub use batch::Batch;
+pub use each::Each;
 pub use error::{Error, Failure};
 pub use submit::{Order, Template};
 
@@ -77,6 +79,8 @@ pub enum Job {
     Run(Order),
     /// Show what a task writes.
     Logs(TaskName, Wanted),
+    /// Run a command on every worker.
+    Each(Each),
     /// Run the commands of a file.
     Batch(Batch),
     /// Wait for tasks.
@@ -126,6 +130,7 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         Job::Submit(order) => ("submit the task", submit(&mut connection, &order, json)),
         Job::Run(order) => return run::run(connection, order, json),
         Job::Logs(task, wanted) => ("show its output", logs(&mut connection, task, &wanted)),
+        Job::Each(what) => return each::each(connection, what, json),
         Job::Batch(what) => return batch::batch(connection, what, json),
         Job::Wait(tasks) => (TRIED_TO_WAIT, wait_for(&mut connection, tasks, json)),
         Job::List(states) => ("list the tasks", list(&mut connection, &states, json)),

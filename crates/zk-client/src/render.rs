@@ -94,7 +94,7 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
 }
 
 /// The command's code, or 128 and the signal that ended it.
-fn exit(exit_code: Option<i32>, signal: Option<i32>) -> String {
+pub(crate) fn exit(exit_code: Option<i32>, signal: Option<i32>) -> String {
     match (exit_code, signal) {
         (Some(code), _) => code.to_string(),
         (None, Some(signal)) => signal.saturating_add(crate::exit::SIGNAL.into()).to_string(),

@@ -44,6 +44,10 @@ fn wrong_usage_is_one_line_and_2() {
     fails(&["submit", "--on", "a/b", "true"], 2, &["a/b"]);
     fails(&["submit", "--require", "disk", "true"], 2, &["KEY=VALUE"]);
     fails(&["submit", "--max-attempts", "0", "true"], 2, &["max-attempts"]);
+    fails(&["each", "--key", "k", "x"], 2, &["--key"]);
+    fails(&["each", "--on", "w", "x"], 2, &["--on"]);
+    fails(&["each", "--plain", "x"], 2, &["--plain"]);
+    fails(&["each", "--", " "], 2, &["empty"]);
     fails(&["batch", "--key", "k"], 2, &["--key"]);
     fails(&["batch", "--stdin", "-"], 2, &["standard input"]);
     fails(&["batch", "--max-in-flight", "0"], 2, &["max-in-flight"]);
@@ -107,6 +111,7 @@ fn not_reached(zk: &str, says: &[&str]) {
         &["submit", "true"][..],
         &["run", "true"],
         &["batch", "/dev/null"],
+        &["each", "true"],
         &["wait", task],
         &["list"],
         &["show", task],
