@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use zk_client::report::{
-    AttemptLine, CancelLine, Chunk, ClusterStatus, DrainLine, Explanation, FindingLine, RemoveLine, RetryLine,
-    Submitted, TaskCounts, TaskDetail, TaskLine, WorkerLine,
+    AttemptLine, CancelLine, Chunk, ClusterStatus, DrainLine, EndedLine, Explanation, FindingLine, RemoveLine,
+    RetryLine, Submitted, TaskCounts, TaskDetail, TaskLine, WorkerLine,
 };
 use znode_paths::{Bytes, Instance, Stream, Tail, TaskName, WorkerName};
 
@@ -209,6 +209,40 @@ fn output() {
     };
     let chunks = [chunk(b"x", Some(1), Some(&worker)), chunk(b"\xff", Some(1), Some(&worker))];
     check(&["Chunk"], &chunks, &without_bytes(chunk(b"x", None, None)));
+}
+
+#[test]
+fn what_has_ended() {
+    let tail = || Some(Tail { length: 1, bytes: b"x".to_vec() });
+    let full = EndedLine {
+        line: Some(1),
+        task: task(),
+        state: "failed".to_owned(),
+        command: "x".to_owned(),
+        worker: Some(worker()),
+        attempt: Some(1),
+        exit_code: Some(1),
+        signal: Some(9),
+        reason: Some("no".to_owned()),
+        start_ms: Some(1),
+        end_ms: Some(2),
+        stdout: tail(),
+        stderr: tail(),
+    };
+    let least = EndedLine {
+        line: None,
+        worker: None,
+        attempt: None,
+        exit_code: None,
+        signal: None,
+        reason: None,
+        start_ms: None,
+        end_ms: None,
+        stdout: None,
+        stderr: None,
+        ..full.clone()
+    };
+    check(&["Ended"], &[object(&full)], &object(&least));
 }
 
 #[test]
