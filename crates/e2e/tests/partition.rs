@@ -2,9 +2,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{Bench, SECOND, count, inner, last_proof_ms, last_sign, wait_end_of, well};
-use e2e::{Daemon, Ensemble, Host, Hosts, Server, TxnKind, available, stays, wait_for};
-use std::time::Duration;
+use e2e::{Daemon, Ensemble, Host, Hosts, Server, TxnKind, available, wait_for};
 use znode_paths::{TaskName, Worker, paths};
 
 /// A server on the first of some hosts, and the tree as seen from there.
@@ -190,25 +191,20 @@ fn a_client_that_is_cut_off_while_it_waits_says_nothing_and_then_the_result() {
     let task = wait_for("the task", || bench.tree.children(paths::TASKS).pop().ok_or_else(String::new));
     let wait = client(&["wait", &task]);
     let task: TaskName = task.parse().expect("ZooKeeper makes names of tasks");
-    // A session that was only opened to see whether the server serves is over at once.
-    let open = || {
-        let mut open: Vec<i64> = Vec::new();
-        for txn in server.transactions() {
-            match txn.kind {
-                TxnKind::CreateSession => open.push(txn.session),
-                TxnKind::CloseSession => open.retain(|session| *session != txn.session),
-                _ => {}
-            }
-        }
-        open.len()
-    };
-    // The master's, the worker's, both clients' and the test's own.
-    wait_for("the clients to be connected", || if open() == 5 { Ok(()) } else { Err(format!("{}", open())) });
-    stays("waiting", Duration::from_millis(300), || if open() == 5 { Ok(()) } else { Err(format!("{}", open())) });
+    let daemons = [paths::MASTER, "/workers/w"].map(|path| bench.tree.owner(path));
+    let waiting = wait_for("both clients to watch", || {
+        let watches = server.four_letter("wchp").map_err(|error| error.to_string())?;
+        let session = |line: &str| i64::from_str_radix(line.trim().strip_prefix("0x")?, 16).ok();
+        let mut sessions: BTreeSet<i64> = watches.lines().filter_map(session).collect();
+        sessions.retain(|session| !daemons.contains(session));
+        if sessions.len() == 2 { Ok(sessions) } else { Err(watches) }
+    });
     hosts[1].link_down();
     bench.open("go");
     bench.tree.expect(task, "failed");
-    wait_for("the clients' sessions to be over", || if open() == 3 { Ok(()) } else { Err(format!("{}", open())) });
+    for session in waiting {
+        wait_end_of(&server, session);
+    }
     for client in [&run, &wait] {
         assert_eq!((client.exited(), client.stdout()), (None, String::new()));
     }
