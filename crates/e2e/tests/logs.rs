@@ -369,6 +369,32 @@ fn the_output_of_every_attempt_is_shown_in_order() {
     assert!(client.stderr().contains("zk-client: attempt 2 begins on worker w\n"), "{}", client.stderr());
 }
 
+#[test]
+fn a_worker_that_leaves_lets_whoever_reads_read_to_the_end() {
+    let bench = Bench::shared("leaves");
+    let port = Port::claim();
+    let _master = bench.master("m:2223").start();
+    let worker = bench.worker("w").args(["--address", &port.address(), "--listen", &port.address()]).start();
+    bench.tree.wait_worker("w");
+    let command = format!("{}; head -c 30000000 /dev/zero", bench.gate("go"));
+    let task = bench.tree.submit_with(&command, |_| ());
+    let fence = wait_for("the assignment", || {
+        bench.tree.stat(&format!("/assign/w/{task}")).map(|stat| stat.czxid).ok_or_else(|| bench.tree.picture())
+    });
+    let path = OutputPath { task, fence, stream: Stream::Stdout };
+    let mut socket = TcpStream::connect(port.address()).expect("the worker listens");
+    write!(socket, "GET {path}?follow HTTP/1.1\r\nHost: w\r\n\r\n").expect("the worker listens");
+    worker.signal(e2e::Signal::TERM);
+    worker.wait_stderr("asked to stop");
+    bench.open("go");
+    // More than the kernel keeps for us is not read yet.
+    bench.tree.expect(task, "done");
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).expect("nothing breaks it off");
+    assert!(answer.len() > 30_000_000 && answer.ends_with(b"\r\n0\r\n\r\n"), "{} bytes came", answer.len());
+    assert_eq!(worker.wait_exit(30 * SECOND).code(), Some(0));
+}
+
 // --- what goes wrong on the way
 
 /// Stands between the client and the worker: cuts every connection after so many bytes of the answer.

@@ -137,9 +137,9 @@ fn a_full_disk_stops_the_command_and_not_the_worker_and_is_said() {
     let client = pair.client().args(["run", "--", "head -c 5000000 /dev/zero; exit 0"]).start();
     assert_eq!(client.wait_exit(LIMIT).code(), Some(0));
     assert!(client.stderr().contains(&format!("is done: {reason}")), "{}", client.stderr());
-    // Without a single file more, nothing can be started.
+    // With room for two files nothing can be started, and that room is left.
     let hog = format!(
-        "i=0; while touch f$i; do i=$((i+1)); done 2>/dev/null; touch {0}; {1}",
+        "i=0; while touch f$i; do i=$((i+1)); done 2>/dev/null; rm f0 f1; touch {0}; {1}; touch f0 f1",
         pair.path("full").display(),
         pair.gate("go")
     );
