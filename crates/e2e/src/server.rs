@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::{
     Host, Port, Txn, janitor,
     process::{self, Process},
-    txnlog, wait, wait_for,
+    txnlog, wait, wait_for, wait_within,
 };
 
 /// Debian's packages `zookeeper` and `libslf4j-java`. The manifest of `zookeeper.jar` names what it needs itself; slf4j-simple
@@ -45,6 +45,9 @@ const JAVA_OPTIONS: [&str; 11] = [
 
 /// How long a four-letter word may take: a frozen server never answers.
 const FOUR_LETTER_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a server may take to start: a second of processor time, for which it may have to wait where many start at once.
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// What may differ from one server to another.
 #[derive(Clone, Debug)]
@@ -138,7 +141,7 @@ impl Server {
     /// Waits until it serves: alone, or as a member of a quorum.
     #[track_caller]
     pub fn wait_ready(&self) {
-        wait_for(&format!("ZooKeeper on {} to serve", self.address), || {
+        wait_within(START_LIMIT, &format!("ZooKeeper on {} to serve", self.address), || {
             if let Some(status) = self.process.exited() {
                 panic!("ZooKeeper on {} ended ({status}):\n{}", self.address, self.log());
             }
