@@ -5,7 +5,7 @@
 //! from there: of the two nobody writes what the other has written.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Sink {
 #[derive(Debug)]
 pub(crate) struct Flow {
     shared: Arc<Shared>,
-    _stop: Sender<()>,
+    wake: Sender<()>,
 }
 
 #[derive(Debug)]
@@ -122,20 +122,23 @@ impl Flow {
     pub(crate) fn start(sink: Sink, fence: i64, wait: bool, outbox: Sender<Message>) -> Flow {
         let path = OutputPath { task: sink.task, fence, stream: sink.stream };
         let shared = Arc::new(Shared { sink, turn: Mutex::default(), state: Mutex::default() });
-        let (stop, stopped) = mpsc::channel();
+        let (wake, woken) = mpsc::channel();
         let pumping = shared.clone();
         let pump = move || {
-            pumping.pump(&path, wait, &stopped, &outbox);
+            pumping.pump(&path, wait, &woken, &outbox);
             outbox.send(Message::Output).ok(); // the client has ended
         };
         let spawned = thread::Builder::new().name("zk-output".into()).spawn(pump);
         spawned.expect("a program that cannot start a thread cannot go on");
-        Flow { shared, _stop: stop }
+        Flow { shared, wake }
     }
 
     /// Where the worker is.
     pub(crate) fn at(&self, address: &str) {
-        lock(&self.shared.state).address = Some(address.to_owned());
+        let before = lock(&self.shared.state).address.replace(address.to_owned());
+        if before.as_deref() != Some(address) {
+            self.wake.send(()).ok(); // it has ended
+        }
     }
 
     /// How far it is.
@@ -177,7 +180,7 @@ impl Flow {
 }
 
 impl Shared {
-    fn pump(&self, path: &OutputPath, wait: bool, stopped: &Receiver<()>, outbox: &Sender<Message>) {
+    fn pump(&self, path: &OutputPath, wait: bool, woken: &Receiver<()>, outbox: &Sender<Message>) {
         let mut pause = FIRST_PAUSE;
         loop {
             let (address, before) = {
@@ -185,7 +188,7 @@ impl Shared {
                 (state.address.clone(), state.offset)
             };
             if let Some(address) = address {
-                let stream = self.stream(&address, path, wait, stopped);
+                let stream = self.stream(&address, path, wait, woken);
                 let mut state = lock(&self.state);
                 match stream {
                     Ok(true) => return,
@@ -197,7 +200,8 @@ impl Shared {
                 }
             }
             outbox.send(Message::Output).ok(); // the client has ended
-            if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+            // There may be another address.
+            if woken.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -205,7 +209,7 @@ impl Shared {
     }
 
     /// One connection. Returns whether there is nothing more to do.
-    fn stream(&self, address: &str, path: &OutputPath, wait: bool, stopped: &Receiver<()>) -> io::Result<bool> {
+    fn stream(&self, address: &str, path: &OutputPath, wait: bool, woken: &Receiver<()>) -> io::Result<bool> {
         let offset = lock(&self.state).offset;
         let follow = if wait { "&follow" } else { "" };
         let mut body = match zk_http::get(address, &format!("{path}?offset={offset}{follow}"))? {
@@ -225,8 +229,8 @@ impl Shared {
             match body.read()? {
                 Piece::Bytes(bytes) if self.take(bytes) => {}
                 Piece::Bytes(_) => return Ok(true),
-                Piece::Quiet if stopped.try_recv() == Err(mpsc::TryRecvError::Empty) => {}
-                Piece::Quiet => return Ok(true),
+                Piece::Quiet if woken.try_recv() == Err(TryRecvError::Disconnected) => return Ok(true),
+                Piece::Quiet => {}
                 Piece::End => {
                     let mut state = lock(&self.state);
                     if let Stage::Open = state.stage {
