@@ -12,6 +12,7 @@ use zk_cli::CommonArgs;
 use znode_paths::{Bytes, DecodeError, Stream, TaskMeta, TaskName, WorkerName};
 
 use crate::batch::Batch;
+use crate::completions::{Kind, Shell};
 use crate::each::Each;
 use crate::error::Failure;
 use crate::follow::Wanted;
@@ -50,16 +51,23 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Create a task and print its name
+    #[command(
+        after_help = "Examples:\n  zk-client submit --name backup -- 'tar c /data | zstd > /backup/data.tar.zst'\n  zk-client submit --after task-0000000007 --retries 3 --backoff 10s -- ./report.sh"
+    )]
     Submit {
         #[command(flatten)]
         task: TaskArgs,
     },
     /// Submit a task, show its output as it comes and exit with its code; Ctrl-C cancels it
+    #[command(
+        after_help = "Examples:\n  zk-client run --require disk=ssd -- make -j4 all\n  zk-client run --timeout 5m --on worker1 -- uname -a"
+    )]
     Run {
         #[command(flatten)]
         task: TaskArgs,
     },
     /// Show the output of a task: from its worker, or from its status when the worker is gone; 1 if some is missing
+    #[command(after_help = "Examples:\n  zk-client logs -f task-0000000007\n  zk-client logs --stderr task-0000000007")]
     Logs {
         /// Go on until the task has ended
         #[arg(short, long)]
@@ -76,6 +84,9 @@ enum Command {
     },
     /// Run the commands of a file, one a line, so many at a time; print TASK, STATE, EXIT CODE and COMMAND of each as it
     /// ends; Ctrl-C cancels what has not ended
+    #[command(
+        after_help = "Examples:\n  zk-client batch --max-in-flight 8 commands.txt\n  zk-client batch --retries 1 -"
+    )]
     Batch {
         #[command(flatten)]
         options: TaskOptions,
@@ -90,69 +101,97 @@ enum Command {
         file: PathBuf,
     },
     /// Run a command once on every worker that takes tasks; print what it writes, each line behind the worker's name
+    #[command(after_help = "Examples:\n  zk-client each -- df -h /")]
     Each {
         #[command(flatten)]
         task: TaskArgs,
     },
     /// Block until all tasks are finished; print TASK, STATE and EXIT CODE of each as it ends
+    #[command(after_help = "Examples:\n  zk-client wait task-0000000007 task-0000000008")]
     Wait {
         /// Which
         #[arg(value_name = "TASK", required = true)]
         tasks: Vec<TaskName>,
     },
     /// List the tasks, oldest first
+    #[command(after_help = "Examples:\n  zk-client list --state running --state pending\n  zk-client list --json")]
     List {
         /// Only those in this state; may be given several times
         #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(state::WORDS))]
         state: Vec<String>,
     },
     /// Show everything known of a task
+    #[command(after_help = "Examples:\n  zk-client show task-0000000007")]
     Show {
         /// Which
         #[arg(value_name = "TASK")]
         task: TaskName,
     },
     /// Say in one sentence why a task is in its state, from the tree alone
+    #[command(after_help = "Examples:\n  zk-client why task-0000000007")]
     Why {
         /// Which
         #[arg(value_name = "TASK")]
         task: TaskName,
     },
     /// Ask for tasks to be stopped, and wait for nothing; one that has ended stays as it is
+    #[command(after_help = "Examples:\n  zk-client cancel task-0000000007")]
     Cancel {
         /// Which
         #[arg(value_name = "TASK", required = true)]
         tasks: Vec<TaskName>,
     },
     /// Submit finished tasks anew, with the same command and options but --key and --after; print the new names
+    #[command(after_help = "Examples:\n  zk-client retry task-0000000007")]
     Retry {
         /// Which
         #[arg(value_name = "TASK", required = true)]
         tasks: Vec<TaskName>,
     },
     /// Remove finished tasks before their time
+    #[command(after_help = "Examples:\n  zk-client rm task-0000000007")]
     Rm {
         /// Which
         #[arg(value_name = "TASK", required = true)]
         tasks: Vec<TaskName>,
     },
     /// List the workers
+    #[command(after_help = "Examples:\n  zk-client workers")]
     Workers,
     /// Take a worker out of service: it finishes what it has and gets nothing new, also after it is started again
+    #[command(after_help = "Examples:\n  zk-client drain worker1")]
     Drain {
         /// Which
         #[arg(value_name = "WORKER")]
         worker: WorkerName,
     },
     /// Take a worker back into service
+    #[command(after_help = "Examples:\n  zk-client undrain worker1")]
     Undrain {
         /// Which
         #[arg(value_name = "WORKER")]
         worker: WorkerName,
     },
     /// Show the cluster: masters, workers, tasks by state
+    #[command(after_help = "Examples:\n  zk-client status --json")]
     Status,
+    /// Print a script that completes the command line, with the names of tasks and workers
+    #[command(
+        after_help = "Examples:\n  zk-client completions bash > /etc/bash_completion.d/zk-client\n  zk-client completions zsh > ~/.zfunc/_zk-client"
+    )]
+    Completions {
+        /// For which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print names for the completion scripts
+    #[command(hide = true)]
+    Names {
+        /// Whose
+        kind: Kind,
+    },
     /// Check the whole tree against the protocol; exits with 1 when something is wrong with it
+    #[command(after_help = "Examples:\n  zk-client doctor\n  zk-client doctor --fix")]
     Doctor {
         /// Repair what can be repaired while everybody works
         #[arg(long)]
@@ -349,6 +388,8 @@ impl Args {
             Command::Undrain { worker } => Job::Drain(worker, false),
             Command::Status => Job::Status,
             Command::Doctor { fix } => Job::Doctor(fix),
+            Command::Completions { shell } => Job::Completions(shell),
+            Command::Names { kind } => Job::Names(kind),
         };
         Ok(Config { session, connect_timeout: self.connect_timeout, json: self.json, job })
     }
@@ -421,6 +462,26 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+    }
+
+    /// The help of each command ends with lines that can be typed.
+    #[test]
+    fn every_example_is_a_command_line() {
+        for command in Args::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let help = command.get_after_help().unwrap_or_else(|| panic!("{} has no examples", command.get_name()));
+            let help = help.to_string();
+            let examples = help.lines().filter_map(|line| line.strip_prefix("  "));
+            for example in examples.clone() {
+                let typed =
+                    example.split(" > /etc").next().and_then(|line| line.split(" > ~").next()).unwrap_or_default();
+                let words = shlex::split(typed).unwrap();
+                assert_eq!(words.get(1).map(String::as_str), Some(command.get_name()), "{example}");
+                if let Err(error) = Args::try_parse_from(words) {
+                    panic!("{example}: {error}");
+                }
+            }
+            assert!(examples.count() > 0, "{help}");
+        }
     }
 
     /// What a command line submits.

@@ -18,6 +18,7 @@ mod act;
 mod args;
 mod batch;
 mod checkup;
+pub mod completions;
 mod connection;
 pub mod doctor;
 mod each;
@@ -103,6 +104,10 @@ pub enum Job {
     Drain(WorkerName, bool),
     /// Show the cluster.
     Status,
+    /// Print a script for this shell.
+    Completions(completions::Shell),
+    /// Print names for such a script.
+    Names(completions::Kind),
     /// Check the tree; repair it if this is set.
     Doctor(bool),
 }
@@ -145,6 +150,8 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         }
         Job::Workers => ("list the workers", workers(&mut connection, json)),
         Job::Status => ("show the cluster", status(&mut connection, json)),
+        Job::Completions(shell) => ("print the script", output::text(&completions::script(shell)).map(|()| exit::DONE)),
+        Job::Names(kind) => ("list the names", names(&mut connection, kind)),
         Job::Doctor(fix) => ("check the tree", checkup::doctor(&mut connection, fix, json)),
     };
     connection.close();
@@ -226,6 +233,12 @@ fn explain(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8
     let facts = connection.ask(Patience::Bounded, |session| look::facts(session, task))?;
     let cause = facts.and_then(|facts| why::why(task, facts)).ok_or(Error::NoTask(vec![task]))?;
     output::results(json, &[Explanation::new(task, &cause)], |all| all.iter().map(render::explanation).collect())?;
+    Ok(exit::DONE)
+}
+
+fn names(connection: &mut Connection, kind: completions::Kind) -> Result<u8, Error> {
+    let names = connection.ask(Patience::Bounded, |session| look::all_names(session, kind))?;
+    output::text(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
     Ok(exit::DONE)
 }
 

@@ -15,6 +15,7 @@ use znode_paths::{
     Worker, WorkerName, decode_epoch,
 };
 
+use crate::completions::Kind;
 use crate::state::Crew;
 use crate::why::{Facts, Primary, Tree};
 
@@ -319,4 +320,16 @@ fn each<N: Ord + Sync, T: Send>(
 ) -> Result<Vec<T>, Error> {
     let names: Vec<&N> = names.iter().collect();
     in_parallel(&names, |name| read(name)).into_iter().filter_map(Result::transpose).collect()
+}
+
+/// The names of all tasks, the newest first, or of all workers that are there or out of service.
+pub(crate) fn all_names(session: &Session, kind: Kind) -> Result<Vec<String>, Error> {
+    Ok(match kind {
+        Kind::Tasks => names::<TaskName>(session, paths::TASKS)?.iter().rev().map(ToString::to_string).collect(),
+        Kind::Workers => {
+            let mut workers = names::<WorkerName>(session, paths::WORKERS)?;
+            workers.append(&mut names(session, paths::ASSIGN)?);
+            workers.iter().map(ToString::to_string).collect()
+        }
+    })
 }

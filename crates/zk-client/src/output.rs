@@ -56,6 +56,12 @@ fn write(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Prints text as it stands.
+pub(crate) fn text(text: &str) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Stdout)
+}
+
 /// Tells the user something, on one line.
 pub(crate) fn note(text: &str) {
     // As above.
