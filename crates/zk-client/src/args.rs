@@ -190,6 +190,9 @@ enum Command {
         /// Whose
         kind: Kind,
     },
+    /// Show the cluster on the whole screen, as it changes: masters, workers, tasks by state, the newest failures; q quits
+    #[command(after_help = "Examples:\n  zk-client top")]
+    Top,
     /// Check the whole tree against the protocol; exits with 1 when something is wrong with it
     #[command(after_help = "Examples:\n  zk-client doctor\n  zk-client doctor --fix")]
     Doctor {
@@ -387,6 +390,7 @@ impl Args {
             Command::Drain { worker } => Job::Drain(worker, true),
             Command::Undrain { worker } => Job::Drain(worker, false),
             Command::Status => Job::Status,
+            Command::Top => Job::Top,
             Command::Doctor { fix } => Job::Doctor(fix),
             Command::Completions { shell } => Job::Completions(shell),
             Command::Names { kind } => Job::Names(kind),

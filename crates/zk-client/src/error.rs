@@ -99,6 +99,9 @@ pub enum Error {
     /// ZooKeeper answered, and said no.
     #[error(transparent)]
     Request(#[from] zk_session::Error),
+    /// The screen needs one.
+    #[error("standard input and output are no terminal: zk-client status shows the same once")]
+    NoTerminal,
     /// The results cannot be printed.
     #[error("cannot write to standard output: {0}")]
     Stdout(io::Error),

@@ -63,6 +63,7 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NoWorkers
         | Error::NoTaskName(_)
         | Error::Request(_)
+        | Error::NoTerminal
         | Error::Stdout(_)
         | Error::Unprinted(..) => FAILED,
         Error::Full { .. } => FULL,

@@ -37,6 +37,7 @@ mod scene;
 mod signals;
 pub mod state;
 pub mod submit;
+mod top;
 mod wait;
 pub mod why;
 
@@ -108,6 +109,8 @@ pub enum Job {
     Completions(completions::Shell),
     /// Print names for such a script.
     Names(completions::Kind),
+    /// Show the cluster as it changes.
+    Top,
     /// Check the tree; repair it if this is set.
     Doctor(bool),
 }
@@ -132,6 +135,7 @@ const TRIED_TO_WAIT: &str = "wait";
 
 fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Failure> {
     let (tried, done) = match job {
+        Job::Top => return top::top(connection).map_err(|error| error.of("show the cluster")),
         Job::Submit(order) => ("submit the task", submit(&mut connection, &order, json)),
         Job::Run(order) => return run::run(connection, order, json),
         Job::Logs(task, wanted) => ("show its output", logs(&mut connection, task, &wanted)),
@@ -217,7 +221,10 @@ fn list(connection: &mut Connection, states: &[String], json: bool) -> Result<u8
     let (crew, tasks) = read?;
     let lines = tasks.iter().map(|seen| TaskLine::new(seen, &crew)).collect();
     let lines = report::in_states(lines, states);
-    output::results(json, &lines, |lines| render::list(lines, SystemTime::now(), terminal_width()))?;
+    output::results(json, &lines, |lines| {
+        let table = render::list(lines, SystemTime::now(), terminal_width());
+        render::painted(table, lines.iter().map(|line| line.state.as_str()))
+    })?;
     Ok(exit::DONE)
 }
 
@@ -225,7 +232,9 @@ fn show(connection: &mut Connection, task: TaskName, json: bool) -> Result<u8, E
     let read = |session: &_| Ok((look::crew(session)?, look::details(session, task)?));
     let (crew, details) = connection.ask(Patience::Bounded, read)?;
     let detail = TaskDetail::new(&details.ok_or(Error::NoTask(vec![task]))?, &crew);
-    output::results(json, &[detail], |details| details.iter().flat_map(render::show).collect())?;
+    output::results(json, &[detail], |details| {
+        details.iter().flat_map(|detail| render::show(detail, SystemTime::now())).collect()
+    })?;
     Ok(exit::DONE)
 }
 
@@ -244,7 +253,9 @@ fn names(connection: &mut Connection, kind: completions::Kind) -> Result<u8, Err
 
 fn workers(connection: &mut Connection, json: bool) -> Result<u8, Error> {
     let lines = report::workers(&connection.ask(Patience::Bounded, look::crew)?);
-    output::results(json, &lines, |lines| render::workers(lines, terminal_width()))?;
+    output::results(json, &lines, |lines| {
+        render::painted(render::workers(lines, terminal_width()), lines.iter().map(render::worker_state))
+    })?;
     Ok(exit::DONE)
 }
 

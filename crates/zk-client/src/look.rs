@@ -43,7 +43,7 @@ pub(crate) struct TaskDetails {
 }
 
 /// Where all the daemons are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Masters {
     /// What `/master` holds.
     pub(crate) primary: Option<String>,

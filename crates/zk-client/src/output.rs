@@ -19,7 +19,8 @@ pub(crate) fn results<O: Serialize>(
 ) -> Result<(), Error> {
     let in_json = |object| serde_json::to_string(object).expect("our own types have string keys and no failing field");
     let lines = if json { objects.iter().map(in_json).collect() } else { text(objects) };
-    let mut stdout = BufWriter::new(io::stdout().lock());
+    // Colours get through to a terminal only, and not where NO_COLOR is set.
+    let mut stdout = BufWriter::new(anstream::AutoStream::auto(io::stdout().lock()));
     let written = lines.into_iter().try_for_each(|line| writeln!(stdout, "{line}"));
     written.and_then(|()| stdout.flush()).map_err(Error::Stdout)
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anstyle::{AnsiColor, Style};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 use znode_paths::Tail;
 
@@ -37,6 +38,41 @@ fn cut(line: &str, width: usize) -> String {
     let mut shorter: String = line.chars().take_while(fits).collect();
     shorter.push('…');
     shorter
+}
+
+/// How a state looks on a terminal.
+pub(crate) fn style(state: &str) -> Style {
+    let colour = match state {
+        "done" | "ok" => AnsiColor::Green,
+        "running" => AnsiColor::Cyan,
+        "failed" | "timeout" | "lost" => AnsiColor::Red,
+        "cancelled" | "drained" | "draining" | "stopping" => AnsiColor::Yellow,
+        _ => return Style::new(),
+    };
+    colour.on_default()
+}
+
+/// A table, or fields, in which the state of each line is coloured: the first word that is just this one.
+pub(crate) fn painted<'a>(lines: Vec<String>, states: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut lines = lines.into_iter();
+    let head = lines.next().map(|head| format!("{0}{head}{0:#}", Style::new().bold()));
+    let mut states = states.into_iter();
+    let paint = |line: String| {
+        let state = states.next().unwrap_or_default();
+        let style = style(state);
+        let begin = line.match_indices(state).map(|(at, _)| at).find(|at| {
+            let (before, after) = (&line[..*at], &line[at + state.len()..]);
+            before.ends_with([' ', '\t']) && (after.is_empty() || after.starts_with([' ', '\t']))
+        });
+        match begin {
+            Some(at) if style != Style::new() => {
+                let (before, after) = (&line[..at], &line[at + state.len()..]);
+                format!("{before}{style}{state}{style:#}{after}")
+            }
+            _ => line,
+        }
+    };
+    head.into_iter().chain(lines.map(paint)).collect()
 }
 
 /// Columns side by side. The last one is as long as it is, or cut where the terminal ends.
@@ -138,7 +174,7 @@ pub(crate) fn workers(lines: &[WorkerLine], width: Option<usize>) -> Vec<String>
     table(["WORKER", "ADDRESS", "SLOTS", "RUNNING", "STATE", "LABELS"], lines.iter().map(row).collect(), width)
 }
 
-fn worker_state(line: &WorkerLine) -> &'static str {
+pub(crate) fn worker_state(line: &WorkerLine) -> &'static str {
     match line {
         WorkerLine { stopping: true, .. } => "stopping",
         WorkerLine { drain: true, running: 0, .. } => "drained",
@@ -148,7 +184,7 @@ fn worker_state(line: &WorkerLine) -> &'static str {
     }
 }
 
-fn pairs(pairs: &BTreeMap<String, String>) -> String {
+pub(crate) fn pairs(pairs: &BTreeMap<String, String>) -> String {
     pairs.iter().map(|(key, value)| escape(&format!("{key}={value}"))).collect::<Vec<_>>().join(",")
 }
 
@@ -183,7 +219,7 @@ pub(crate) fn status(status: &ClusterStatus) -> Vec<String> {
 }
 
 /// `show`: one field a line, the output last.
-pub(crate) fn show(detail: &TaskDetail) -> Vec<String> {
+pub(crate) fn show(detail: &TaskDetail, now: SystemTime) -> Vec<String> {
     let line = &detail.line;
     let text = |value: &Option<String>| value.as_deref().map(escape);
     let number = |value: Option<i64>| value.map(|value| value.to_string());
@@ -201,9 +237,9 @@ pub(crate) fn show(detail: &TaskDetail) -> Vec<String> {
         ("attempt", number(line.attempt.map(i64::from))),
         ("exit code", number(line.exit_code.map(i64::from))),
         ("signal", number(line.signal.map(i64::from))),
-        ("submitted", Some(time(u64::try_from(line.submitted_ms).unwrap_or(0)))),
-        ("started", line.start_ms.map(time)),
-        ("ended", line.end_ms.map(time)),
+        ("submitted", Some(moment(u64::try_from(line.submitted_ms).unwrap_or(0), now))),
+        ("started", line.start_ms.map(|ms| moment(ms, now))),
+        ("ended", line.end_ms.map(|ms| moment(ms, now))),
         ("took", took.map(duration)),
         ("cancellation", detail.cancel.then(|| "asked for".to_owned())),
         ("key", text(&detail.key)),
@@ -261,8 +297,13 @@ fn time(ms: u64) -> String {
     moment.map_or_else(|| format!("{ms} ms"), |moment| humantime::format_rfc3339_millis(moment).to_string())
 }
 
+/// The same, and how long ago that was.
+fn moment(ms: u64, now: SystemTime) -> String {
+    format!("{} ({} ago)", time(ms), age(since(now, i64::try_from(ms).unwrap_or(i64::MAX))))
+}
+
 /// How long ago that was; a clock that is behind makes nothing happen in the future.
-fn since(now: SystemTime, ms: i64) -> Duration {
+pub(crate) fn since(now: SystemTime, ms: i64) -> Duration {
     let then = UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
     then.and_then(|then| now.duration_since(then).ok()).unwrap_or_default()
 }
@@ -362,6 +403,18 @@ mod tests {
     }
 
     #[test]
+    fn the_state_is_coloured_and_nothing_else_changes() {
+        let lines = list(&[line("failed", "echo failed"), line("pending", "x"), line("a\u{1b}b", "x")], now(), None);
+        let states = ["failed", "pending", "a\u{1b}b"];
+        let coloured = painted(lines.clone(), states);
+        assert_eq!(coloured[1], "task-0000000003  \u{1b}[31mfailed\u{1b}[0m    -       -     1m30s  echo failed");
+        assert_eq!(coloured[2..], lines[2..]);
+        let plain = |line: &String| anstream::adapter::strip_str(line).to_string();
+        assert_eq!(coloured.iter().map(plain).collect::<Vec<_>>(), lines);
+        assert_eq!(painted(Vec::new(), []), Vec::<String>::new());
+    }
+
+    #[test]
     fn a_word_made_by_hand_cannot_make_columns() {
         assert_eq!(ended(&line("a\tb\nc", "x")), "task-0000000003\ta\\tb\\nc\t-");
         let mut line = line("failed", "x");
@@ -390,9 +443,13 @@ mod tests {
 
     #[test]
     fn a_task_made_by_hand_is_shown_in_four_lines() {
-        let expected =
-            ["task: task-0000000003", "state: pending", "command: cmd", "submitted: 1970-01-01T00:00:01.000Z"];
-        assert_eq!(show(&detail(line("pending", "cmd"))), expected);
+        let expected = [
+            "task: task-0000000003",
+            "state: pending",
+            "command: cmd",
+            "submitted: 1970-01-01T00:00:01.000Z (1m30s ago)",
+        ];
+        assert_eq!(show(&detail(line("pending", "cmd")), now()), expected);
     }
 
     #[test]
@@ -440,9 +497,9 @@ mod tests {
             "worker: w",
             "attempt: 2",
             "exit code: 3",
-            "submitted: 1970-01-01T00:00:01.000Z",
-            "started: 1970-01-01T00:00:02.000Z",
-            "ended: 1970-01-01T00:00:03.500Z",
+            "submitted: 1970-01-01T00:00:01.000Z (1m30s ago)",
+            "started: 1970-01-01T00:00:02.000Z (1m29s ago)",
+            "ended: 1970-01-01T00:00:03.500Z (1m27s ago)",
             "took: 1s 500ms",
             "cancellation: asked for",
             "key: k\\n",
@@ -463,7 +520,7 @@ mod tests {
             "stderr: the last 1 of 200 bytes",
             "  x",
         ];
-        assert_eq!(show(&detail), expected);
+        assert_eq!(show(&detail, now()), expected);
     }
 
     #[test]
@@ -501,7 +558,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_control_character_gets_through(state in ".{0,20}", command in "(.|[\u{0}-\u{9f}]){0,80}", width in 0_usize..200) {
-            for text in list(&[line(&state, &command)], now(), Some(width)).into_iter().chain(show(&detail(line(&state, &command)))) {
+            for text in list(&[line(&state, &command)], now(), Some(width)).into_iter().chain(show(&detail(line(&state, &command)), now())) {
                 prop_assert!(!text.chars().any(char::is_control), "{text:?}");
             }
         }
