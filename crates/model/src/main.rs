@@ -35,18 +35,18 @@ struct Args {
     #[arg(long)]
     trace: bool,
 
-    /// Searches every schedule of a small setting instead, up to so many states: 2 masters, the workers of --workers, one
-    /// task, the faults of --faults
+    /// Searches every schedule of a small setting instead, up to so many states: one task, and the masters,
+    /// workers and faults of these options
     #[arg(long, value_name = "STATES")]
     search: Option<usize>,
+
+    /// With --search: how many masters
+    #[arg(long, default_value_t = 2)]
+    masters: u8,
 
     /// With --search: how many workers
     #[arg(long, default_value_t = 1)]
     workers: u8,
-
-    /// With --search: how many quarters of the session timeout pass
-    #[arg(long, default_value_t = 5)]
-    ticks: u32,
 
     /// With --search: the task may start once only
     #[arg(long)]
@@ -60,8 +60,8 @@ fn main() -> ExitCode {
     let setting = Setting { faults: args.faults, hands: args.hands, mutation: args.mutation, ..Setting::default() };
     if let Some(most) = args.search {
         let submits = vec![Submit { no_requeue: args.no_requeue, fails: false, retries: 0 }];
-        let setting = Setting { masters: 2, workers: args.workers, submits, stale: false, ..setting };
-        let found = search::exhaust(&setting, args.ticks, most);
+        let setting = Setting { masters: args.masters, workers: args.workers, submits, stale: false, ..setting };
+        let found = search::exhaust(&setting, most);
         let whole = if found.complete { "all" } else { "the first" };
         println!(
             "{whole} {} states, {} moves between them, up to {} moves deep, {} at rest, in {:.0} s",

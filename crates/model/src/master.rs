@@ -18,12 +18,17 @@ const RETENTION: Retention = Retention { age_ms: i64::MAX / 2, count: usize::MAX
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Part {
     Reign,
+    Epoch,
     Assign,
     Desk(u8),
     Tasks,
+    /// What is below it.
     Task(TaskName),
+    /// Its data.
+    Data(TaskName),
     Registration(u8),
-    Census,
+    Workers,
+    Live,
 }
 
 impl Part {
@@ -32,13 +37,16 @@ impl Part {
         let changed = |path| tree.changed(path, at, seen);
         let children = |parent| tree.children_changed(parent, at, seen);
         match self {
-            Part::Reign => changed(Path::Master) || changed(Path::Epoch),
+            Part::Reign => changed(Path::Master),
+            Part::Epoch => changed(Path::Epoch),
             Part::Assign => children(Parent::Assign),
-            Part::Desk(worker) => children(Parent::Desk(worker)) || changed(Path::Desk(worker)),
+            Part::Desk(worker) => children(Parent::Desk(worker)),
             Part::Tasks => children(Parent::Tasks),
-            Part::Task(name) => children(Parent::Task(name)) || changed(Path::Task(name)),
+            Part::Task(name) => children(Parent::Task(name)),
+            Part::Data(name) => changed(Path::Task(name)),
             Part::Registration(worker) => changed(Path::Worker(worker)),
-            Part::Census => children(Parent::Workers) || children(Parent::Live),
+            Part::Workers => children(Parent::Workers),
+            Part::Live => children(Parent::Live),
         }
     }
 }
@@ -116,7 +124,7 @@ impl Master {
                 // A watch fires once.
                 reign.read_at.retain(|part, _| !changed.contains(part));
                 if changed.iter().any(|part| matches!(part, Part::Registration(_))) {
-                    reign.stale.insert(Part::Census);
+                    reign.stale.insert(Part::Workers);
                 }
                 reign.stale.extend(changed);
                 reign.pass = Some(Pass::Begun);
@@ -253,7 +261,7 @@ fn stand(io: &mut Io<'_>) -> Result<State, Ask> {
         }
         if let Some(fence) = raise_epoch(io, node.czxid)? {
             let view = View { fence, ..View::default() };
-            let stale = BTreeSet::from([Part::Reign, Part::Assign, Part::Tasks, Part::Census]);
+            let stale = BTreeSet::from([Part::Reign, Part::Assign, Part::Tasks, Part::Workers]);
             let read_at = BTreeMap::new();
             let reign = Reign { view, stale, read_at, pass: Some(Pass::Begun), wake_ms: None };
             return Ok(State::Reigning(Box::new(reign)));
@@ -296,7 +304,7 @@ impl Reign {
                 self.stale.insert(Part::Tasks);
             }
             if !self.view.missing_since_ms.is_empty() {
-                self.stale.insert(Part::Census);
+                self.stale.insert(Part::Workers);
             }
             // Whoever deleted an assignment may have recorded its attempt before that.
             self.stale.extend(self.view.vanished.keys().map(|name| Part::Task(*name)));
@@ -306,20 +314,22 @@ impl Reign {
         if pass < Pass::TasksRead && next.is_none_or(|part| part >= Part::Registration(0)) {
             self.view.forget_vanished();
             if self.view.misses_somebody() {
-                self.stale.insert(Part::Census);
+                self.stale.insert(Part::Workers);
             }
             self.pass = Some(Pass::TasksRead);
             return Ok(Progress::Reading);
         }
         match next {
-            Some(Part::Reign) => {
-                let (master, seen) = io.get_seen(Path::Master)?;
-                let epoch = io.get(Path::Epoch)?.map(|node| node.data.clone());
+            Some(Part::Reign | Part::Epoch) => {
+                let (master, master_at) = io.get_seen(Path::Master)?;
+                let (epoch, epoch_at) = io.get_seen(Path::Epoch)?;
+                let epoch = epoch.map(|node| node.data.clone());
                 let reigns = master.is_some_and(|node| node.owner == io.session);
                 if !reigns || epoch != Some(Data::Epoch(self.view.fence)) {
                     return Ok(Progress::Deposed);
                 }
-                self.read_at.insert(Part::Reign, seen);
+                self.read_at.extend([(Part::Reign, master_at), (Part::Epoch, epoch_at)]);
+                self.stale.remove(&Part::Epoch);
             }
             Some(Part::Assign) => {
                 let (desks, seen) = io.list(Parent::Assign)?;
@@ -354,33 +364,35 @@ impl Reign {
                 let there: BTreeSet<TaskName> =
                     tasks.into_iter().flatten().filter_map(|(path, _)| task(*path)).collect();
                 self.view.tasks.keep(&there);
-                let gone = |part: &Part| matches!(part, Part::Task(name) if !there.contains(name));
+                let gone = |part: &Part| matches!(part, Part::Task(name) | Part::Data(name) if !there.contains(name));
                 self.stale.retain(|part| !gone(part));
                 self.read_at.retain(|part, _| !gone(part));
                 let new = there.iter().filter(|name| !self.view.tasks.contains_key(name));
                 self.stale.extend(new.map(|name| Part::Task(*name)));
                 self.read_at.insert(Part::Tasks, seen);
             }
-            Some(Part::Task(name)) => {
+            Some(Part::Task(name) | Part::Data(name)) => {
                 let ended = self.view.tasks.get(&name).is_some_and(|known| known.open().is_none());
                 if !ended {
-                    let (known, seen) = read_task(io, name)?;
+                    let (known, data_at, children_at) = read_task(io, name)?;
                     match known {
                         Some(known) => {
                             self.view.tasks.insert(name, known);
-                            self.read_at.insert(Part::Task(name), seen);
+                            self.read_at.extend([(Part::Task(name), children_at), (Part::Data(name), data_at)]);
                         }
                         None => {
                             self.view.tasks.remove(name);
-                            self.read_at.remove(&Part::Task(name));
+                            self.read_at.retain(
+                                |part, _| !matches!(part, Part::Task(gone) | Part::Data(gone) if *gone == name),
+                            );
                         }
                     }
                 }
+                self.stale.retain(|part| !matches!(part, Part::Task(read) | Part::Data(read) if *read == name));
             }
-            Some(Part::Registration(_) | Part::Census) => {
+            Some(Part::Registration(_) | Part::Workers | Part::Live) => {
                 self.take_census(io)?;
-                self.stale.retain(|part| !matches!(part, Part::Registration(_)));
-                self.stale.remove(&Part::Census);
+                self.stale.retain(|part| *part < Part::Registration(0));
             }
             None => {
                 self.view.now_ms = io.now_ms;
@@ -398,7 +410,7 @@ impl Reign {
         if io.setting.mutation != Some(Mutation::NoSync) {
             io.write(|| Request::Sync)?.ok();
         }
-        let (names, seen) = io.list(Parent::Workers)?;
+        let (names, workers_at) = io.list(Parent::Workers)?;
         let there: BTreeSet<u8> = names.into_iter().flatten().filter_map(|(path, _)| registered(*path)).collect();
         let mut read = BTreeMap::new();
         for worker in &there {
@@ -417,7 +429,7 @@ impl Reign {
                 }
             }
         }
-        let (live, _) = io.list(Parent::Live)?;
+        let (live, live_at) = io.list(Parent::Live)?;
         let instance = |(path, _): &(Path, _)| if let Path::Live(instance, _) = *path { Some(instance) } else { None };
         self.view.live = live.into_iter().flatten().filter_map(instance).collect();
         if io.setting.mutation == Some(Mutation::NoLive) {
@@ -426,16 +438,16 @@ impl Reign {
         self.view.workers = read;
         self.view.census_ms = io.now_ms;
         self.view.note_missing();
-        self.read_at.insert(Part::Census, seen);
+        self.read_at.extend([(Part::Workers, workers_at), (Part::Live, live_at)]);
         Ok(())
     }
 }
 
-fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<(Option<Known>, i64), Ask> {
-    let Some(node) = io.get(Path::Task(name))? else { return Ok((None, 0)) };
-    let (children, seen) = io.list(Parent::Task(name))?;
+fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<(Option<Known>, i64, i64), Ask> {
+    let (Some(node), data_at) = io.get_seen(Path::Task(name))? else { return Ok((None, 0, 0)) };
+    let (children, children_at) = io.list(Parent::Task(name))?;
     let (Some(children), Data::Task(submit) | Data::Removed(submit)) = (children, &node.data) else {
-        return Ok((None, 0));
+        return Ok((None, 0, 0));
     };
     let removed = matches!(node.data, Data::Removed(_));
     let id = io.setting.mutation != Some(Mutation::KeepDuplicates);
@@ -446,7 +458,7 @@ fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<(Option<Known>, i64), As
         match (path, &child.data) {
             (Path::Status(_), Data::Status(outcome)) => {
                 let stage = Stage::Ended { outcome: outcome.clone(), at_ms: io.now_ms };
-                return Ok((Some(Known { czxid: node.czxid, submit, stage }), seen));
+                return Ok((Some(Known { czxid: node.czxid, submit, stage }), data_at, children_at));
             }
             (Path::Attempt(_, number), Data::Attempt(kind)) => {
                 // Without a backoff it does not matter when it was.
@@ -460,7 +472,7 @@ fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<(Option<Known>, i64), As
         true => Stage::Ended { outcome: Outcome::Other("removed".to_owned()), at_ms: 0 },
         false => Stage::Open(Box::new(open)),
     };
-    Ok((Some(Known { czxid: node.czxid, submit, stage }), seen))
+    Ok((Some(Known { czxid: node.czxid, submit, stage }), data_at, children_at))
 }
 
 fn desk(path: Path) -> Option<u8> {

@@ -53,7 +53,7 @@ impl Request {
     }
 }
 
-/// An answer, and the latest transaction that its reader has seen with it.
+/// An answer; with a read, the latest transaction that changed what was read: a watch fires at the next one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Reply {
     pub(crate) seen: i64,

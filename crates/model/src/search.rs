@@ -1,8 +1,9 @@
 //! Every schedule of a small setting: all interleavings of all requests, faults, deaths, late packets and ticks, once each.
 //!
 //! Breadth first, so that the first violation found is a shortest one. A state is known by a hash of 128 bits of all that
-//! there is in it. What is bounded: who takes part, how many faults there are, how many ticks pass; and reads see the
-//! latest transaction, unless the server has lost the quorum. The search begins when the daemons have registered and
+//! there is in it. What is bounded: who takes part and how many faults there are; and reads see the latest transaction,
+//! unless the server has lost the quorum. Time has no end, but counts up to the session timeout: no desk is old enough to
+//! be removed. The search begins when the daemons have registered and
 //! a primary reigns, before anything is submitted.
 
 use std::collections::HashSet;
@@ -30,20 +31,19 @@ pub struct Search {
     pub violation: Option<(Violation, Vec<String>)>,
 }
 
-/// Searches at most so many states, with at most so many ticks.
-pub fn exhaust(setting: &Setting, ticks: u32, most: usize) -> Search {
+/// Searches at most so many states.
+pub fn exhaust(setting: &Setting, most: usize) -> Search {
     let first = booted(setting);
     let mut known = HashSet::from([fingerprint(&first)]);
     // From where each state was reached, and how.
     let mut ways: Vec<(usize, Option<Move>)> = vec![(0, None)];
     let mut layer = vec![(0, first.clone())];
-    let mut search = Search { states: 1, moves: 0, depth: 0, rests: 0, complete: true, violation: None };
+    let mut search = Search { states: 1, moves: 0, depth: 0, rests: 0, complete: false, violation: None };
     let mut possible = Vec::new();
     while !layer.is_empty() {
         let mut next = Vec::new();
         for (index, world) in layer {
             world.moves(setting, &mut possible);
-            possible.retain(|step| *step != Move::Tick || world.now < ticks);
             if is_rest(&world, &possible) {
                 search.rests += 1;
                 if let Some(violation) = at_rest(&world, setting) {
@@ -67,7 +67,6 @@ pub fn exhaust(setting: &Setting, ticks: u32, most: usize) -> Search {
                 }
                 search.states += 1;
                 if search.states >= most {
-                    search.complete = false;
                     return search;
                 }
                 next.push((ways.len() - 1, after));
@@ -76,6 +75,7 @@ pub fn exhaust(setting: &Setting, ticks: u32, most: usize) -> Search {
         layer = next;
         search.depth += usize::from(!layer.is_empty());
     }
+    search.complete = true;
     search
 }
 

@@ -102,7 +102,10 @@ impl Tree {
             _ => true,
         };
         let children = ranges(parent).into_iter().flat_map(|(from, to)| self.nodes.range(from..=to));
-        there.then(|| children.filter_map(|(path, _)| Some((*path, self.at(*path, zxid)?.clone()))).collect())
+        there.then(|| {
+            let children = children.filter(|(path, _)| !matches!((parent, path), (Parent::Desk(_), Path::Desk(_))));
+            children.filter_map(|(path, _)| Some((*path, self.at(*path, zxid)?.clone()))).collect()
+        })
     }
 
     /// Whether a znode was made, written or deleted after one transaction and not after another.
@@ -110,7 +113,18 @@ impl Tree {
         self.nodes.get(&path).is_some_and(|history| within(history, after, until))
     }
 
-    /// Whether that is so for any child.
+    /// Which transaction was the latest, up to this one, that made, wrote or deleted a znode.
+    pub(crate) fn stamp(&self, path: Path, until: i64) -> i64 {
+        self.nodes.get(&path).map_or(0, |history| latest(history, until))
+    }
+
+    /// The same of all children; for a desk, of itself as well.
+    pub(crate) fn children_stamp(&self, parent: Parent, until: i64) -> i64 {
+        let children = ranges(parent).into_iter().flat_map(|(from, to)| self.nodes.range(from..=to));
+        children.map(|(_, history)| latest(history, until)).max().unwrap_or(0)
+    }
+
+    /// Whether a child, or a desk itself, was made, written or deleted after one transaction and not after another.
     pub(crate) fn children_changed(&self, parent: Parent, after: i64, until: i64) -> bool {
         let mut children = ranges(parent).into_iter().flat_map(|(from, to)| self.nodes.range(from..=to));
         children.any(|(_, history)| within(history, after, until))
@@ -193,11 +207,15 @@ impl Tree {
     }
 }
 
+fn latest(history: &[(i64, Option<Node>)], until: i64) -> i64 {
+    history.iter().rev().map(|(zxid, _)| *zxid).find(|zxid| *zxid <= until).unwrap_or(0)
+}
+
 fn within(history: &[(i64, Option<Node>)], after: i64, until: i64) -> bool {
     history.iter().any(|(zxid, _)| (after + 1..=until).contains(zxid))
 }
 
-/// The paths of the children.
+/// The paths of the children; and a desk itself, whose deletion fires the same watches.
 fn ranges(parent: Parent) -> Vec<(Path, Path)> {
     let most = Instance::from_random(u64::MAX);
     let (first, last) = (TaskName::from_number(0), TaskName::from_number(u32::MAX));
@@ -205,7 +223,10 @@ fn ranges(parent: Parent) -> Vec<(Path, Path)> {
         Parent::Workers => vec![(Path::Worker(0), Path::Worker(u8::MAX))],
         Parent::Live => vec![(Path::Live(Instance::from_random(0), 0), Path::Live(most, u32::MAX))],
         Parent::Assign => vec![(Path::Desk(0), Path::Desk(u8::MAX))],
-        Parent::Desk(worker) => vec![(Path::Assignment(worker, first), Path::Assignment(worker, last))],
+        Parent::Desk(worker) => vec![
+            (Path::Desk(worker), Path::Desk(worker)),
+            (Path::Assignment(worker, first), Path::Assignment(worker, last)),
+        ],
         Parent::Tasks => vec![(Path::Task(first), Path::Task(last))],
         Parent::Task(task) => vec![
             (Path::Cancel(task), Path::Cancel(task)),

@@ -52,7 +52,15 @@ struct Link {
     /// When each was read, for the watches.
     desk_at: i64,
     registration_at: i64,
-    read_at: BTreeMap<TaskName, i64>,
+    read_at: BTreeMap<TaskName, ReadAt>,
+}
+
+/// Up to which change the watches of a task have been set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct ReadAt {
+    assignment: i64,
+    children: i64,
+    data: i64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -181,11 +189,10 @@ impl Worker {
     }
 
     fn task_changed(&self, tree: &Tree, task: TaskName, seen: i64) -> bool {
-        let at = self.link.read_at.get(&task).copied().unwrap_or(0);
-        let changed = |path| tree.changed(path, at, seen);
-        tree.children_changed(Parent::Task(task), at, seen)
-            || changed(Path::Task(task))
-            || changed(Path::Assignment(self.name, task))
+        let ReadAt { assignment, children, data } = self.link.read_at.get(&task).copied().unwrap_or_default();
+        tree.children_changed(Parent::Task(task), children, seen)
+            || tree.changed(Path::Task(task), data, seen)
+            || tree.changed(Path::Assignment(self.name, task), assignment, seen)
     }
 
     fn has_work(&self) -> bool {
@@ -265,7 +272,7 @@ impl Worker {
             self.link.written = true;
             return Ok(());
         };
-        if self.link.stale.contains(&name) && read_task(io, name)?.is_some_and(|(facts, _)| facts.cancel) {
+        if self.link.stale.contains(&name) && read_task(io, name)?.0.is_some_and(|(facts, _)| facts.cancel) {
             why = why.max(Some(Why::Cancelled));
         }
         let assignment = Path::Assignment(self.name, name);
@@ -319,9 +326,10 @@ impl Worker {
     }
 
     fn oversee(&mut self, io: &mut Io<'_>, task: TaskName) -> Result<(), Ask> {
-        let (assignment, seen) = io.get_seen(Path::Assignment(self.name, task))?;
-        let facts = read_task(io, task)?.map(|(facts, _)| facts);
-        self.link.read_at.insert(task, seen);
+        let (assignment, at) = io.get_seen(Path::Assignment(self.name, task))?;
+        let (read, read_at) = read_task(io, task)?;
+        let facts = read.map(|(facts, _)| facts);
+        self.link.read_at.insert(task, ReadAt { assignment: at, ..read_at });
         let Some(job) = self.jobs.get_mut(&task) else { return Ok(()) };
         let ours = assignment.is_some_and(|node| node.czxid == job.fence);
         if let Stage::Running(stop) = &mut job.stage {
@@ -335,7 +343,7 @@ impl Worker {
             return Ok(());
         }
         let path = Path::Assignment(self.name, task);
-        let (Some(node), seen) = io.get_seen(path)? else { return Ok(()) };
+        let (Some(node), at) = io.get_seen(path)? else { return Ok(()) };
         if self.starts.contain(&task, node.czxid) {
             self.link.settled.insert(task);
             return Ok(());
@@ -345,7 +353,7 @@ impl Worker {
             Some(Data::Epoch(epoch)) => Some(*epoch),
             _ => None,
         };
-        let read = read_task(io, task)?;
+        let (read, read_at) = read_task(io, task)?;
         let again = read.as_ref().is_some_and(|(facts, task)| retries_left(task, facts.failures));
         let facts = read.map(|(facts, _)| facts);
         let czxid = facts.as_ref().map_or(0, |facts| facts.czxid);
@@ -354,7 +362,7 @@ impl Worker {
         let own = Own { instance: self.instance, room, leaving: false };
         let fence = assignment.meta.as_ref().map(|meta| meta.fence);
         let (assignment, epoch) = io.setting.mutated_case(assignment, epoch, own.instance);
-        self.link.read_at.insert(task, seen);
+        self.link.read_at.insert(task, ReadAt { assignment: at, ..read_at });
         match judge(&Case { assignment: &assignment, epoch, task: facts }, own) {
             Verdict::Wait => _ = self.link.waiting.insert(task),
             Verdict::Start(attempt) => {
@@ -393,9 +401,13 @@ fn instance(name: u8, life: u16) -> Instance {
 }
 
 /// What is below the task, then the task itself.
-fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<Option<(TaskFacts, Task)>, Ask> {
-    let Some(children) = io.list(Parent::Task(name))?.0 else { return Ok(None) };
-    let Some(Node { czxid, data: Data::Task(submit), .. }) = io.get(Path::Task(name))? else { return Ok(None) };
+fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<(Option<(TaskFacts, Task)>, ReadAt), Ask> {
+    let (children, at) = io.list(Parent::Task(name))?;
+    let (node, data) = io.get_seen(Path::Task(name))?;
+    let read_at = ReadAt { children: at, data, assignment: 0 };
+    let (Some(children), Some(Node { czxid, data: Data::Task(submit), .. })) = (children, node) else {
+        return Ok((None, read_at));
+    };
     let mut facts = TaskFacts { czxid: *czxid, ..TaskFacts::default() };
     for (path, node) in children {
         match *path {
@@ -409,5 +421,5 @@ fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<Option<(TaskFacts, Task)
         }
     }
     let meta = Some(io.setting.meta(*submit));
-    Ok(Some((facts, Task { command: "x".to_owned(), meta })))
+    Ok((Some((facts, Task { command: "x".to_owned(), meta })), read_at))
 }

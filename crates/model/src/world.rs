@@ -380,17 +380,23 @@ impl World {
         None
     }
 
-    /// Forgets what nobody can read or use any more, so that states which differ in nothing else are one.
+    /// Forgets what nobody can read or use any more, so that states which differ in nothing else are one: what was read when
+    /// reads see the latest, and how long ago something was beyond the session timeout. Time stands still then, but for ages.
     pub(crate) fn forget(&mut self) {
-        let open = self.sessions.iter().filter(|session| session.open || session.silent.is_some());
-        self.tree.forget(open.map(|session| session.silent.unwrap_or(self.tree.zxid)).min().unwrap_or(self.tree.zxid));
-        for session in self.sessions.iter_mut() {
-            session.seen = session.silent.unwrap_or(self.tree.zxid);
-            if !session.open {
-                (session.touched, session.seen) = (0, 0);
-                session.in_flight.clear();
-            }
+        let latest = |session: &Session| session.silent.unwrap_or(self.tree.zxid);
+        let used = self.sessions.iter().filter(|session| session.open || session.silent.is_some());
+        let oldest = used.map(latest).min().unwrap_or(self.tree.zxid);
+        self.tree.forget(oldest);
+        let age = |at: u32| TIMEOUT - (self.now - at).min(TIMEOUT);
+        for (index, session) in self.sessions.iter_mut().enumerate() {
+            let leash =
+                |process: &Process| matches!(&process.brain, Brain::Worker(worker) if worker.leash == Some(index));
+            let leash = self.processes.iter().any(leash);
+            session.touched = if session.open { age(session.touched) } else { 0 };
+            session.proved = session.proved.filter(|_| session.open || leash).map(age);
+            session.seen = if session.open { session.silent.unwrap_or(self.tree.zxid) } else { 0 };
         }
+        self.now = TIMEOUT;
     }
 
     /// Whoever can sends a heartbeat: a write, for those who have a node of their own.
@@ -465,17 +471,21 @@ impl World {
                     self.processes[index].lose(now_ms, setting);
                     return line;
                 }
-                let what = if request.writes() {
+                let (what, stamp) = if request.writes() {
                     self.sessions[session].touched = self.now;
                     let what = self.write(setting, session, &request);
                     self.sessions[session].seen = self.tree.zxid;
-                    what
+                    (what, 0)
                 } else {
                     let seen = self.sessions[session].seen.max(at);
                     self.sessions[session].seen = seen;
                     match &request {
-                        Request::Get(path) => What::Node(self.tree.at(*path, seen).cloned()),
-                        Request::List(parent) => What::Children(self.tree.list(*parent, seen)),
+                        Request::Get(path) => {
+                            (What::Node(self.tree.at(*path, seen).cloned()), self.tree.stamp(*path, seen))
+                        }
+                        Request::List(parent) => {
+                            (What::Children(self.tree.list(*parent, seen)), self.tree.children_stamp(*parent, seen))
+                        }
                         _ => unreachable!("not a read"),
                     }
                 };
@@ -492,7 +502,7 @@ impl World {
                         worker.leash = Some(session);
                     }
                 }
-                self.reply(index, thread, seen, what);
+                self.reply(index, thread, stamp, what);
             }
             (_, None) => unreachable!("a request without a session"),
         }

@@ -132,7 +132,7 @@ fn every_schedule_without_faults_of_a_small_setting_keeps_the_promises() {
     for no_requeue in [false, true] {
         let submits = vec![Submit { no_requeue, fails: !no_requeue, retries: 1 }];
         let small = Setting { masters: 2, workers: 2, submits, faults: 0, stale: false, ..Setting::default() };
-        let found = search::exhaust(&small, 2, 100_000);
+        let found = search::exhaust(&small, 100_000);
         assert_eq!(found.violation, None);
         assert!(found.complete && found.rests > 0, "{found:?}");
     }
