@@ -412,7 +412,7 @@ fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
         let age = if index < surplus { KEPT_AT_LEAST_MS } else { retention.age_ms.max(KEPT_AT_LEAST_MS) };
         if view.now_ms - at_ms < age {
             // All others have ended later, and are kept at least as long.
-            plan.look_again_at(at_ms + age);
+            plan.look_again_at(at_ms.saturating_add(age));
             break;
         }
         plan.chains.push(vec![Step::Remove(name, Removal::Ended)]);

@@ -433,6 +433,7 @@ fn finished_tasks_are_kept_by_age_and_by_number_but_a_minute_at_least() {
     assert_eq!(removed(&tree, 450_000, 9), [0]);
     assert_eq!(removed(&tree, 3_600_000, 2), [0, 1]);
     assert_eq!(removed(&tree, 0, 0), [0, 1, 2]);
+    assert!(removed(&tree, i64::MAX, 9).is_empty(), "a time beyond all counting");
 }
 
 #[test]
