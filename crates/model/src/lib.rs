@@ -21,7 +21,8 @@
 //!
 //! What is real: every decision, and the primary's bookkeeping of what vanished and who is missing. What is written again
 //! here, and so can be right where the daemons are wrong: the order of requests in a loop (`election`, `reading`,
-//! `execute`, `connection`, `jobs`, `submit`), each as close to its original as it can be. Not modelled: how the parents
+//! `execute`, `connection`, `jobs`, `submit`), each as close to its original as it can be; the primary
+//! reads as it does on servers without watches on all below a znode. Not modelled: how the parents
 //! come to be, workers registered by hand, two living processes of one name, leaving and drained workers, `--after`,
 //! `--key`, time limits, backoff, retention, clocks that drift, a guard that dies alone, undecodable data.
 

@@ -12,7 +12,7 @@ use crate::process::{Ask, Io, Request};
 use crate::tree::{Data, Parent, Path, Refusal, Tree, worker_name, worker_of};
 
 /// Nothing is removed because of its age: time in a schedule is far too short for that.
-const RETENTION: Retention = Retention { age_ms: i64::MAX / 2, count: usize::MAX };
+const RETENTION: Retention = Retention { age_ms: i64::MAX, count: usize::MAX };
 
 /// What is read, and read again when it may have changed: in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -194,16 +194,25 @@ impl Master {
     pub(crate) fn carried_out(&mut self) {
         let chains = std::mem::take(&mut self.chains);
         let State::Reigning(reign) = &mut self.state else { return };
-        for step in chains.iter().flat_map(|(steps, at)| steps.iter().take(at + 1)) {
+        let tried = chains
+            .iter()
+            .flat_map(|(steps, at)| steps.iter().take(at + 1).enumerate().map(move |(i, step)| (step, i < *at)));
+        for (step, done) in tried {
             match step {
                 Step::Record(name, ..) | Step::Finish(name, _) => _ = reign.stale.insert(Part::Task(*name)),
                 Step::Unassign(worker, name) => {
-                    reign.view.unassigned(worker, *name);
+                    if done {
+                        reign.view.unassigned(worker, *name);
+                    }
                     reign.stale.insert(Part::Desk(worker_of(worker)));
                 }
-                Step::Assign(worker, ..) | Step::RemoveDesk(worker) => {
+                Step::Assign(worker, name, _) => {
                     reign.stale.insert(Part::Desk(worker_of(worker)));
+                    if !done {
+                        reign.stale.insert(Part::Task(*name));
+                    }
                 }
+                Step::RemoveDesk(worker) => _ = reign.stale.insert(Part::Desk(worker_of(worker))),
                 Step::Remove(name, _) => {
                     reign.view.tasks.remove(*name);
                     reign.stale.insert(Part::Tasks);
