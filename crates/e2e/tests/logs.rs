@@ -13,7 +13,8 @@ use std::{
     },
 };
 
-use e2e::{Daemon, Port, wait_for};
+use e2e::{Daemon, Port, daemon::Launch, wait_for};
+use rustix::process::Signal;
 use znode_paths::{OutputPath, Stream, TaskName};
 
 /// A master and a worker `w` that serves at a port.
@@ -244,6 +245,28 @@ fn a_master_says_whether_it_goes_round() {
     well(&[&master]);
 }
 
+#[test]
+fn a_daemon_is_asked_with_its_own_options_whether_it_is_well() {
+    let bench = Bench::shared("health");
+    let ports = [Port::claim(), Port::claim()];
+    let [master, worker] = [ports[0].address(), ports[1].address()];
+    let daemons = || [bench.master(&master).args(["--listen", &master]), bench.worker("w").args(["--listen", &worker])];
+    let ask = |launch: Launch| {
+        let asked = launch.arg("--health").start();
+        (asked.wait_exit(30 * SECOND).code(), asked.stdout(), asked.stderr())
+    };
+    let running = daemons().map(Launch::start);
+    running[0].wait_stderr("primary fence=");
+    bench.tree.wait_worker("w");
+    assert_eq!(daemons().map(ask), [const { (Some(0), String::new(), String::new()) }; 2]);
+    for (daemon, launch) in running.into_iter().zip(daemons()) {
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.wait_exit(30 * SECOND).code(), Some(0));
+        let (code, _, says) = ask(launch);
+        assert!(code == Some(1) && says.contains(": not well at 127.0.0.1:") && says.lines().count() == 1, "{says}");
+    }
+}
+
 // --- run and logs
 
 /// Bytes of all kinds, others for each seed.
@@ -256,7 +279,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 
 impl Served {
     /// A client that runs a command.
-    fn run(&self, command: &str) -> e2e::daemon::Launch {
+    fn run(&self, command: &str) -> Launch {
         self.client().args(["run", "--", command])
     }
 

@@ -1,7 +1,7 @@
 //! The client: one request, and an answer that is known to be complete or not.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Status as Parsed};
@@ -47,6 +47,26 @@ pub enum Answer {
 /// # Errors
 /// It was not reached, or its answer is no HTTP.
 pub fn get(address: &str, target: &str) -> io::Result<Answer> {
+    match ask(address, target)? {
+        (200, true, body) => Ok(Answer::Stream(body)),
+        (200, false, _) => Err(io::Error::other("something else than a zk-worker answers there")),
+        (status, _, body) => Ok(Answer::Refused { status, reason: body.reason() }),
+    }
+}
+
+/// Asks the daemon at this address whether it is well.
+///
+/// # Errors
+/// It was not reached, or it says that it is not.
+pub(crate) fn health(address: SocketAddr) -> io::Result<()> {
+    match ask(&address.to_string(), "/healthz")? {
+        (200, ..) => Ok(()),
+        (status, _, body) => Err(io::Error::other(format!("{status} {}", body.reason()))),
+    }
+}
+
+/// The status, whether a body in chunks follows, and the body.
+fn ask(address: &str, target: &str) -> io::Result<(u16, bool, Body)> {
     let mut socket = connect(address)?;
     socket.set_nodelay(true)?;
     watch_the_peer(&socket)?;
@@ -55,16 +75,7 @@ pub fn get(address: &str, target: &str) -> io::Result<Answer> {
     socket.write_all(format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut body = Body { socket, buffer: vec![0; BUFFER].into(), start: 0, end: 0, place: Place::Size };
     let (status, chunks) = body.read_head()?;
-    if status == 200 && chunks {
-        return Ok(Answer::Stream(body));
-    }
-    if status == 200 {
-        return Err(io::Error::other("something else than a zk-worker answers there"));
-    }
-    while body.end - body.start < REASON && body.fill().is_ok_and(|count| count > 0) {}
-    let reason = String::from_utf8_lossy(&body.buffer[body.start..body.end]);
-    let reason = reason.lines().next().unwrap_or_default().chars().take(REASON).collect();
-    Ok(Answer::Refused { status, reason })
+    Ok((status, chunks, body))
 }
 
 /// The first of its addresses that can be reached.
@@ -164,6 +175,13 @@ impl Body {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The first line of a refusal.
+    fn reason(mut self) -> String {
+        while self.end - self.start < REASON && self.fill().is_ok_and(|count| count > 0) {}
+        let reason = String::from_utf8_lossy(&self.buffer[self.start..self.end]);
+        reason.lines().next().unwrap_or_default().chars().take(REASON).collect()
     }
 
     /// Reads more; returns how much. Nothing also when there is no room for more.

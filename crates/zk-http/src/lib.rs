@@ -19,6 +19,6 @@ mod server;
 
 pub use client::{Answer, Body, Piece, get};
 pub use head::Request;
-pub use listen::{Listen, ListenError};
+pub use listen::{Listen, ListenError, Unwell};
 pub use pulse::Pulse;
 pub use server::{Limits, Reply, Server, Status, Stream, serve};

@@ -5,6 +5,8 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::str::FromStr;
 
+use crate::client;
+
 /// The value of `--listen`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listen {
@@ -20,6 +22,14 @@ pub enum Listen {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen at {listen}, choose another address with --listen, or off: {why}")]
 pub struct ListenError {
+    listen: Listen,
+    why: io::Error,
+}
+
+/// Whoever listens there is not well, or nobody does.
+#[derive(Debug, thiserror::Error)]
+#[error("not well at {listen}: {why}")]
+pub struct Unwell {
     listen: Listen,
     why: io::Error,
 }
@@ -64,6 +74,28 @@ impl Listen {
         };
         bound.map(Some).map_err(|why| ListenError { listen: self, why })
     }
+
+    /// Asks the daemon that listens like this on the same host whether it is well.
+    ///
+    /// # Errors
+    /// It says that it is not, or it does not answer.
+    pub fn health(self) -> Result<(), Unwell> {
+        let asked = match self.local_address() {
+            Some(address) => client::health(address),
+            None => Err(io::Error::other("it listens nowhere")),
+        };
+        asked.map_err(|why| Unwell { listen: self, why })
+    }
+
+    fn local_address(self) -> Option<SocketAddr> {
+        match self {
+            Listen::Off => None,
+            Listen::Everywhere(port) => Some((Ipv4Addr::LOCALHOST, port).into()),
+            Listen::At(SocketAddr::V4(at)) if at.ip().is_unspecified() => Some((Ipv4Addr::LOCALHOST, at.port()).into()),
+            Listen::At(SocketAddr::V6(at)) if at.ip().is_unspecified() => Some((Ipv6Addr::LOCALHOST, at.port()).into()),
+            Listen::At(address) => Some(address),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -78,6 +110,21 @@ mod tests {
         for bad in ["", "on", "2224", "127.0.0.1", ":2224", "localhost:2224", "127.0.0.1:65536"] {
             assert!(bad.parse::<Listen>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn whoever_listens_is_asked_from_the_same_host() {
+        for (listen, address) in [
+            ("127.0.0.2:1", "127.0.0.2:1"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::1]:1", "[::1]:1"),
+            ("[::]:1", "[::1]:1"),
+        ] {
+            assert_eq!(listen.parse::<Listen>().unwrap().local_address(), Some(address.parse().unwrap()));
+        }
+        assert_eq!(Listen::Everywhere(1).local_address(), Some(([127, 0, 0, 1], 1).into()));
+        let nowhere = Listen::Off.health().unwrap_err().to_string();
+        assert_eq!(nowhere, "not well at off: it listens nowhere");
     }
 
     #[test]

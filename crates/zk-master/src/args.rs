@@ -1,5 +1,6 @@
 //! The command line, as it is typed.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -31,6 +32,10 @@ pub struct Args {
     #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off")]
     listen: Option<Listen>,
 
+    /// Asks the zk-master that runs with the same options on this host whether it is well, and exits 0 or 1
+    #[arg(long)]
+    health: bool,
+
     /// How long finished tasks are kept
     #[arg(long, env = "ZK_RETAIN", value_name = "DURATION", default_value = "1h", value_parser = zk_cli::duration)]
     retain: Duration,
@@ -46,11 +51,22 @@ SIGINT or SIGTERM: gives up /master at once, so that another takes over, and exi
 Example: zk-master --zk zk1:2181,zk2:2181,zk3:2181/jobs --address master1.example.com:2223";
 
 impl Args {
-    /// Starts the log and says what the options mean.
+    /// Does what the command line says.
     ///
     /// # Errors
-    /// An option cannot be used.
-    pub fn config(self) -> Result<Config, crate::Error> {
+    /// An option cannot be used, the master cannot start or go on, or the one that was asked is not well.
+    pub fn run(self) -> Result<ExitCode, crate::Error> {
+        let health = self.health;
+        let config = self.config()?;
+        if health {
+            config.listen.health()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        crate::run(config)
+    }
+
+    /// Starts the log and says what the options mean.
+    fn config(self) -> Result<Config, crate::Error> {
         self.common.start_log();
         let address = match self.address {
             Some(address) => address,

@@ -30,7 +30,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use zk_guard::{Duties, Line, Side};
-use zk_http::{Limits, Listen, ListenError, Pulse, Status};
+use zk_http::{Limits, Listen, ListenError, Pulse, Status, Unwell};
 use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
@@ -67,6 +67,9 @@ pub enum Error {
     /// Nobody can be served there.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The master that was asked is not well.
+    #[error(transparent)]
+    Unwell(#[from] Unwell),
     /// The system has no threads left.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),

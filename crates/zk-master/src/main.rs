@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match zk_cli::parse::<zk_master::Args>("zk-master") {
-        Ok(args) => zk_cli::exit("zk-master", args.config().and_then(zk_master::run)),
+        Ok(args) => zk_cli::exit("zk-master", args.run()),
         Err(code) => code,
     }
 }

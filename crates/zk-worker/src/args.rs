@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -35,6 +36,10 @@ pub struct Args {
     /// Where to serve the output of tasks, over HTTP [default: the port of the address, on all interfaces]
     #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off")]
     listen: Option<Listen>,
+
+    /// Asks the zk-worker that runs with the same options on this host whether it is well, and exits 0 or 1
+    #[arg(long)]
+    health: bool,
 
     /// How many tasks run at once [default: processors]
     #[arg(long, env = "ZK_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -97,11 +102,22 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 impl Args {
-    /// Starts the log and says what the options mean.
+    /// Does what the command line says.
     ///
     /// # Errors
-    /// An option cannot be used.
-    pub fn config(self) -> Result<Config, Error> {
+    /// An option cannot be used, the worker cannot start or go on, or the one that was asked is not well.
+    pub fn run(self) -> Result<ExitCode, Error> {
+        let health = self.health;
+        let config = self.config()?;
+        if health {
+            config.listen.health()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        crate::run(config)
+    }
+
+    /// Starts the log and says what the options mean.
+    fn config(self) -> Result<Config, Error> {
         self.common.start_log();
         let name = match self.name {
             Some(name) => name,

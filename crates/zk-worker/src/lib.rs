@@ -38,7 +38,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use zk_guard::{Cgroup, Duties, Line, Side};
-use zk_http::{Listen, ListenError, Pulse};
+use zk_http::{Listen, ListenError, Pulse, Unwell};
 use zk_session::{Event, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
@@ -105,6 +105,9 @@ pub enum Error {
     /// Nobody can be served there.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The worker that was asked is not well.
+    #[error(transparent)]
+    Unwell(#[from] Unwell),
     /// The system has no threads left.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
