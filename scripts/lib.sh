@@ -53,10 +53,22 @@ need_cargo() {
 # at_least VERSION WANTED
 at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }
 
+# need_docker: an engine that answers, and docker-compose.
+need_docker() {
+    need docker "install Docker, or the packages docker.io and docker-compose"
+    docker info >/dev/null 2>&1 || die "no Docker engine answers: is it running, and may this user ask it?"
+    compose version >/dev/null 2>&1 || die "cannot find docker-compose: install it, or the package docker-compose"
+}
+
+# compose ARGUMENTS...: docker-compose as a plugin of docker (2), or as a program of its own (1).
+compose() {
+    if docker compose version >/dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi
+}
+
 # "sudo " when a command needs it, for messages and for running.
 as_root() { ((EUID == 0)) || printf 'sudo '; }
 
-# install_missing THING...: each of zookeeper, linker, namespaces. Calls apt-get only when something is missing, and says
+# install_missing THING...: each of zookeeper, linker, namespaces, debootstrap, deb. Calls apt-get only when something is missing, and says
 # before what and why.
 install_missing() {
     MISSING=()
@@ -74,6 +86,12 @@ install_missing() {
             namespaces)
                 want iproute2 'ip, for tests with silent links' command -v ip
                 want util-linux 'unshare and nsenter, for network namespaces' command -v unshare
+                ;;
+            debootstrap)
+                want debootstrap 'the root file system of Debian, from its packages' command -v debootstrap
+                ;;
+            deb)
+                want dpkg-dev 'dpkg-shlibdeps, which finds out what a package depends on' command -v dpkg-shlibdeps
                 ;;
             *) die "install_missing: no such thing: $thing" ;;
         esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the project: format, lints, build, documentation, scripts, and every test against a real ZooKeeper.
 #
-# Usage: scripts/test.sh [CARGO TEST ARGUMENTS...]        (--help says more)
+# Usage: scripts/test.sh [--docker] [CARGO TEST ARGUMENTS...]        (--help says more)
 # Reads E2E, JAVA_HOME and CARGO_TARGET_DIR when they are set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,7 +10,7 @@ source scripts/lib.sh
 
 usage() {
     cat <<'END'
-Usage: scripts/test.sh [CARGO TEST ARGUMENTS...]
+Usage: scripts/test.sh [--docker] [CARGO TEST ARGUMENTS...]
 
 Installs what is missing (apt-get, rustup component; says so before), then checks format, lints, documentation and scripts,
 builds, and runs every test; those that need ZooKeeper start private servers of their own. It stops at the first step that
@@ -19,6 +19,9 @@ fails; the tests come last, so that a run ends with cargo's summaries. The argum
   scripts/test.sh -p znode-paths              the tests of one crate
   scripts/test.sh --test transcript           one file of tests
   scripts/test.sh -- --nocapture              what the tests print, too
+
+Without arguments, and where a Docker engine answers, the cluster of docker-compose.yml is built and tested, too; --docker does
+only that. All containers, networks and volumes are removed afterwards. The images stay, so that the next time is quicker.
 
 Tests that cut links need network namespaces, hence root. Where none can be made, that is said and they are skipped, unless
 E2E=required is in the environment: then they fail.
@@ -52,11 +55,30 @@ allow_skips() {
     fi
 }
 
+# The images of docker-compose.yml, which tests do not build by themselves.
+build_images() {
+    step scripts/stand-ins.sh
+    # One after the other, and each has the layers of those before.
+    for service in master1 worker1 client; do
+        step compose build --quiet "$service"
+    done
+    export E2E_DOCKER=built
+}
+
 main() {
     case ${1:-} in
         -h | --help)
             usage
             exit
+            ;;
+        --docker)
+            shift
+            need_cargo
+            install_missing linker
+            need_docker
+            build_images
+            step cargo build --workspace --locked
+            exec cargo test --locked -p e2e --test containers "$@" -- --nocapture
             ;;
     esac
     need_cargo
@@ -64,7 +86,7 @@ main() {
     need_components
 
     if command -v shellcheck >/dev/null; then
-        step shellcheck -x scripts/*.sh .ci/run
+        step shellcheck -x scripts/*.sh scripts/stand-ins/*/*.sh packaging/*.sh packaging/debian/p* .ci/run
     else
         say "NOT HERE: the scripts are not checked: there is no shellcheck (apt-get install shellcheck)"
     fi
@@ -77,6 +99,13 @@ main() {
     # None of the daemons' own variables may leak into those that the tests start.
     unset "${!ZK_@}" RUST_LOG
     allow_skips
+    if (($#)); then
+        say "NOT NOW: the cluster in containers is tested without arguments, or with --docker"
+    elif docker info >/dev/null 2>&1 && compose version >/dev/null 2>&1; then
+        build_images
+    else
+        say "NOT HERE: the cluster in containers is not tested: no Docker engine answers, or there is no docker-compose"
+    fi
     # All packages, unless the arguments choose some (--workspace would win over them).
     (($#)) || set -- --workspace
     say "[$SECONDS s] cargo test --locked --no-fail-fast $*"

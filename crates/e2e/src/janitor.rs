@@ -8,10 +8,16 @@ use std::{
 
 use std::os::unix::process::CommandExt;
 
-/// Waits for the end of the pipe, that is for our end, then removes our directory and the namespaces named after it. Our
-/// processes are dying at the same time and may still write: hence the tries.
+/// Waits for the end of the pipe, that is for our end, then removes our directory, the namespaces named after it, and what
+/// Docker has of our project. Our processes are dying at the same time and may still write: hence the tries.
 const SCRIPT: &str = r#"
 cat >/dev/null
+if [ -e "$1/project" ]; then
+    ours="label=com.docker.compose.project=$(cat "$1/project")"
+    docker ps --all --quiet --filter "$ours" | xargs -r docker rm --force --volumes
+    docker network ls --quiet --filter "$ours" | xargs -r docker network rm
+    docker volume ls --quiet --filter "$ours" | xargs -r docker volume rm
+fi
 for try in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf -- "$1"
     [ -e "$1" ] || break
@@ -38,6 +44,13 @@ pub(crate) fn workshop() -> &'static Path {
 pub(crate) fn name() -> String {
     let name = workshop().file_name().expect("the workshop has a name");
     name.to_string_lossy().into_owned()
+}
+
+/// A name for a project of docker-compose, of which nothing will be left.
+pub(crate) fn project() -> String {
+    let name = name().to_lowercase();
+    std::fs::write(workshop().join("project"), &name).expect("a file can be written");
+    name
 }
 
 fn open() -> Workshop {

@@ -19,6 +19,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod compose;
 pub mod daemon;
 pub mod evidence;
 pub mod fake;
@@ -36,6 +37,7 @@ pub mod wire;
 
 pub use cli::ZkCli;
 pub use cluster::Cluster;
+pub use compose::Compose;
 pub use daemon::Daemon;
 pub use fake::{Act, Fake};
 pub use netns::{Host, Hosts};
