@@ -78,7 +78,7 @@ main() {
             need_docker
             build_images
             step cargo build --workspace --locked
-            exec cargo test --locked -p e2e --test containers "$@" -- --nocapture
+            exec cargo test --locked -p e2e --test containers --test package "$@" -- --nocapture
             ;;
     esac
     need_cargo
