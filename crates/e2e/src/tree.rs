@@ -190,6 +190,14 @@ impl Tree {
         all
     }
 
+    /// Waits until a task is assigned to a worker.
+    #[track_caller]
+    pub fn wait_assigned(&self, worker: &str, task: TaskName) {
+        wait_for(&format!("{task} to be assigned to {worker}"), || {
+            self.stat(&format!("/assign/{worker}/{task}")).map(drop).ok_or_else(|| self.picture())
+        });
+    }
+
     /// Waits until a worker has a desk and is registered.
     #[track_caller]
     pub fn wait_worker(&self, name: &str) {

@@ -206,9 +206,9 @@ fn a_task_cancelled_before_it_starts_never_runs() {
 
     // Assigned, but there is no room yet.
     let running = pair.tree.submit(&format!("{}; {}", pair.note("runs", "3"), pair.gate("go")));
-    pair.wait_lines("runs", 1);
     let waiting = pair.tree.submit_with(&pair.note("runs", "4"), |_| ());
-    pair.tree.create(&format!("/assign/w/{waiting}"), "");
+    pair.tree.wait_assigned("w", waiting);
+    pair.wait_lines("runs", 1);
     stays("waiting for room", SECOND / 2, || {
         let status = pair.tree.status(waiting);
         if status.is_none() { Ok(()) } else { Err(format!("{status:?}")) }

@@ -182,6 +182,7 @@ impl Master {
                 let data = || Data::Assignment(Assignment { meta: Some(meta.clone()) });
                 io.write(|| Request::Create(Path::Assignment(worker_of(worker), *name), data()))?
             }
+            Step::Recall(worker, name, meta) => recall(io, Path::Assignment(worker_of(worker), *name), meta)?,
             Step::Remove(name, _) => remove(io, *name)?,
             Step::RemoveDesk(worker) => gone(io.write(|| Request::Delete(Path::Desk(worker_of(worker)), None))?),
         };
@@ -206,7 +207,7 @@ impl Master {
                     }
                     reign.stale.insert(Part::Desk(worker_of(worker)));
                 }
-                Step::Assign(worker, name, _) => {
+                Step::Assign(worker, name, _) | Step::Recall(worker, name, _) => {
                     reign.stale.insert(Part::Desk(worker_of(worker)));
                     if !done {
                         reign.stale.insert(Part::Task(*name));
@@ -242,6 +243,19 @@ pub(crate) fn introduce(io: &mut Io<'_>, instance: Instance, instances: &[Instan
         io.write(node)?.ok();
     }
     Ok(())
+}
+
+/// As `zk-master`'s `execute::recall`.
+fn recall(io: &mut Io<'_>, path: Path, meta: &AssignmentMeta) -> Result<Result<(), Refusal>, Ask> {
+    let before = Assignment { meta: Some(AssignmentMeta { recalled: false, ..meta.clone() }) };
+    match io.get(path)? {
+        Some(node) if node.data == Data::Assignment(before) => {
+            let data = || Data::Assignment(Assignment { meta: Some(meta.clone()) });
+            io.write(|| Request::Set(path, data(), Some(node.version)))
+        }
+        Some(_) => Ok(Err(Refusal::BadVersion)),
+        None => Ok(Err(Refusal::NoNode)),
+    }
 }
 
 /// As `zk-master`'s `execute::remove`.

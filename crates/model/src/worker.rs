@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use zk_worker::judge::{
-    Case, Own, Report, Starts, TaskFacts, Verdict, Why, counts, judge, oversee, report, retries_left,
+    Case, Own, Report, Starts, TaskFacts, Verdict, Why, counts, judge, oversee, report, retries_left, too_late,
 };
 use znode_paths::{Assignment, AssignmentMeta, AttemptKind, Instance, Task, TaskName};
 
@@ -159,7 +159,8 @@ impl Worker {
             || self.registration_changed(tree, seen)
             || self.registered()
                 && (tree.children_changed(Parent::Desk(self.name), link.desk_at, seen)
-                    || self.jobs.keys().chain(&link.waiting).any(|task| self.task_changed(tree, *task, seen)))
+                    || self.jobs.keys().chain(&link.waiting).any(|task| self.task_changed(tree, *task, seen))
+                    || link.settled.iter().any(|task| self.assignment_changed(tree, *task, seen)))
     }
 
     /// Looks into the mailbox.
@@ -172,10 +173,12 @@ impl Worker {
             let changed = |task: &TaskName| self.task_changed(tree, *task, seen);
             let stale: Vec<TaskName> = self.jobs.keys().copied().filter(|task| changed(task)).collect();
             let waiting = self.link.waiting.iter().any(changed);
+            let unsettled = self.link.settled.iter().copied().filter(|task| self.assignment_changed(tree, *task, seen));
+            let unsettled: Vec<TaskName> = unsettled.collect();
             let (name, link) = (self.name, &mut self.link);
             let desk = tree.children_changed(Parent::Desk(name), link.desk_at, seen);
-            link.desk_stale |= desk || waiting || !stale.is_empty();
-            link.settled.retain(|task| !tree.changed(Path::Assignment(name, *task), link.desk_at, seen));
+            link.desk_stale |= desk || waiting || !stale.is_empty() || !unsettled.is_empty();
+            link.settled.retain(|task| !unsettled.contains(task));
             link.stale.extend(stale);
         }
     }
@@ -189,10 +192,15 @@ impl Worker {
     }
 
     fn task_changed(&self, tree: &Tree, task: TaskName, seen: i64) -> bool {
-        let ReadAt { assignment, children, data } = self.link.read_at.get(&task).copied().unwrap_or_default();
+        let ReadAt { children, data, .. } = self.link.read_at.get(&task).copied().unwrap_or_default();
         tree.children_changed(Parent::Task(task), children, seen)
             || tree.changed(Path::Task(task), data, seen)
-            || tree.changed(Path::Assignment(self.name, task), assignment, seen)
+            || self.assignment_changed(tree, task, seen)
+    }
+
+    fn assignment_changed(&self, tree: &Tree, task: TaskName, seen: i64) -> bool {
+        let ReadAt { assignment, .. } = self.link.read_at.get(&task).copied().unwrap_or_default();
+        tree.changed(Path::Assignment(self.name, task), assignment, seen)
     }
 
     fn has_work(&self) -> bool {
@@ -289,10 +297,10 @@ impl Worker {
                 // Whatever is there already is final.
                 io.write(|| Request::Create(path, data))?.ok();
             }
-            if written == Report::Failed
+            while written == Report::Failed
                 && let Some(node) = io.get(assignment)?.filter(|node| node.czxid == job.fence)
+                && io.write(|| Request::Delete(assignment, Some(node.version)))? == Err(Refusal::BadVersion)
             {
-                io.write(|| Request::Delete(assignment, Some(node.version)))?.ok();
             }
         }
         self.jobs.remove(&name);
@@ -326,7 +334,14 @@ impl Worker {
     }
 
     fn oversee(&mut self, io: &mut Io<'_>, task: TaskName) -> Result<(), Ask> {
-        let (assignment, at) = io.get_seen(Path::Assignment(self.name, task))?;
+        let path = Path::Assignment(self.name, task);
+        let (assignment, at) = io.get_seen(path)?;
+        let own = assignment.filter(|node| self.jobs.get(&task).is_some_and(|job| job.fence == node.czxid));
+        if let Some(Node { data: Data::Assignment(recalled), version, .. }) = own
+            && let Some(answer) = too_late(recalled.clone())
+        {
+            io.write(|| Request::Set(path, Data::Assignment(answer.clone()), Some(*version)))?.ok();
+        }
         let (read, read_at) = read_task(io, task)?;
         let facts = read.map(|(facts, _)| facts);
         self.link.read_at.insert(task, ReadAt { assignment: at, ..read_at });
@@ -345,6 +360,7 @@ impl Worker {
         let path = Path::Assignment(self.name, task);
         let (Some(node), at) = io.get_seen(path)? else { return Ok(()) };
         if self.starts.contain(&task, node.czxid) {
+            self.link.read_at.entry(task).or_default().assignment = at;
             self.link.settled.insert(task);
             return Ok(());
         }

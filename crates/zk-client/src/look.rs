@@ -16,7 +16,7 @@ use znode_paths::{
 };
 
 use crate::completions::Kind;
-use crate::state::Crew;
+use crate::state::{Crew, waiting};
 use crate::why::{Facts, Primary, Tree};
 
 /// A task, and its status if it has one.
@@ -128,13 +128,16 @@ pub(crate) fn crew(session: &Session) -> Result<Crew, Error> {
         desks.into_iter().flat_map(|(worker, _, tasks)| tasks.into_iter().map(move |t| (t, worker.clone()))).collect();
     let assignments = each(&pairs, |(task, worker)| {
         let read = session.read(&paths::assignment(worker, task), false)?;
-        Ok(read.map(|(data, _)| (*task, worker.clone(), Assignment::decode(&data))))
+        Ok(read.map(|(data, stat)| (*task, worker.clone(), Assignment::decode(&data), stat.czxid)))
     })?;
+    let workers = registered(session)?;
+    let made = assignments.iter().map(|(task, worker, assignment, czxid)| (worker, *task, assignment, *czxid));
+    let waiting = waiting(&workers, made);
     let mut assigned: BTreeMap<TaskName, Vec<_>> = BTreeMap::new();
-    for (task, worker, assignment) in assignments {
+    for (task, worker, assignment, _) in assignments {
         assigned.entry(task).or_default().push((worker, assignment));
     }
-    Ok(Crew { workers: registered(session)?, drained, assigned })
+    Ok(Crew { workers, drained, assigned, waiting })
 }
 
 /// Reads who is registered.
@@ -209,6 +212,7 @@ pub(crate) fn facts(session: &Session, name: TaskName) -> Result<Option<Facts>, 
         let mut desk = Desk { drain, closed, ..Desk::default() };
         for (task, assignment, stat) in assignments {
             tree.made.insert((worker.clone(), task), (stat.czxid, stat.ctime_ms));
+            desk.since_ms.insert(task, stat.ctime_ms);
             desk.tasks.insert(task, assignment);
         }
         view.assign.insert(worker, desk);

@@ -564,7 +564,7 @@ mod tests {
         let crew = Crew {
             workers: BTreeMap::from([(w, daemon), (h.clone(), by_hand)]),
             drained: BTreeSet::from([h]),
-            assigned: BTreeMap::new(),
+            ..Crew::default()
         };
         let lines = workers(&crew);
         check_json(

@@ -12,9 +12,9 @@ pub const WORDS: [&str; 8] = ["pending", "assigned", "running", "done", "failed"
 pub enum State {
     /// Nobody has it.
     Pending,
-    /// It is meant for a worker that is not there, or not there any more.
+    /// It is meant for a worker that is not there, or not there any more; or it waits there for a slot.
     Assigned,
-    /// A worker that is there has it.
+    /// A worker that is there has it, and probably a slot for it.
     Running,
     /// It has a status.
     Ended(Outcome),
@@ -41,6 +41,29 @@ pub struct Crew {
     pub drained: BTreeSet<WorkerName>,
     /// What is assigned, and to whom: to several only where that was done by hand.
     pub assigned: BTreeMap<TaskName, Vec<(WorkerName, Assignment)>>,
+    /// What probably waits for a slot where it is assigned ([`waiting`]).
+    pub waiting: BTreeSet<(WorkerName, TaskName)>,
+}
+
+/// What probably waits for a slot where it is assigned. A worker starts what it has as its slots allow, and what it was
+/// given first in most cases first; only of what was recalled it says whether it has started that. `made` are assignments
+/// with the transactions that made them.
+pub fn waiting<'a>(
+    workers: &BTreeMap<WorkerName, Worker>,
+    made: impl IntoIterator<Item = (&'a WorkerName, TaskName, &'a Assignment, i64)>,
+) -> BTreeSet<(WorkerName, TaskName)> {
+    let mut desks: BTreeMap<&WorkerName, Vec<_>> = BTreeMap::new();
+    for (worker, task, assignment, czxid) in made {
+        let (started, recalled) = assignment.meta.as_ref().map_or((false, false), |meta| (meta.started, meta.recalled));
+        desks.entry(worker).or_default().push((!started, recalled, czxid, task));
+    }
+    let mut waiting = BTreeSet::new();
+    for (worker, mut desk) in desks {
+        desk.sort_unstable();
+        let slots = workers.get(worker).map_or(0, Worker::slots) as usize;
+        waiting.extend(desk.into_iter().skip(slots).map(|(.., task)| (worker.clone(), task)));
+    }
+    waiting
 }
 
 /// Who has a task.
@@ -50,8 +73,8 @@ pub struct Holder<'a> {
     pub worker: &'a WorkerName,
     /// As which attempt; nothing for an assignment made by hand.
     pub attempt: Option<u32>,
-    /// Whether that worker is there to run it.
-    pub there: bool,
+    /// Whether that worker is there to run it, and has a slot for it.
+    pub runs: bool,
 }
 
 impl Crew {
@@ -64,21 +87,23 @@ impl Crew {
             if meta.is_some_and(|meta| meta.task != czxid || meta.returned) {
                 return None;
             }
-            Some(Holder { worker, attempt: meta.map(|meta| meta.attempt), there: self.runs(worker, assignment) })
+            let runs = self.runs(worker, task, assignment);
+            Some(Holder { worker, attempt: meta.map(|meta| meta.attempt), runs })
         });
-        holders.min_by_key(|holder| (!holder.there, holder.worker))
+        holders.min_by_key(|holder| (!holder.runs, holder.worker))
     }
 
-    /// Whether a worker that is registered would run this: one made by hand, or one for this life of its process.
-    fn runs(&self, worker: &WorkerName, assignment: &Assignment) -> bool {
+    /// Whether a worker that is registered runs this: one made by hand, or one for this life of its process.
+    fn runs(&self, worker: &WorkerName, task: TaskName, assignment: &Assignment) -> bool {
         let registered = self.workers.get(worker);
         registered.is_some_and(|worker| assignment.meta.is_none() || worker.instance() == assignment.instance())
+            && !self.waiting.contains(&(worker.clone(), task))
     }
 
-    /// How many tasks a worker that is there has.
+    /// How many tasks a worker that is there runs.
     pub fn running(&self, name: &WorkerName) -> usize {
-        let all = self.assigned.values().flatten();
-        all.filter(|(worker, assignment)| worker == name && self.runs(worker, assignment)).count()
+        let all = self.assigned.iter().flat_map(|(task, all)| all.iter().map(move |(worker, a)| (worker, *task, a)));
+        all.filter(|(worker, task, assignment)| *worker == name && self.runs(worker, *task, assignment)).count()
     }
 }
 
@@ -86,8 +111,8 @@ impl Crew {
 pub fn state(ended: Option<&Outcome>, holder: Option<Holder<'_>>) -> State {
     match (ended, holder) {
         (Some(outcome), _) => State::Ended(outcome.clone()),
-        (None, Some(Holder { there: true, .. })) => State::Running,
-        (None, Some(Holder { there: false, .. })) => State::Assigned,
+        (None, Some(Holder { runs: true, .. })) => State::Running,
+        (None, Some(Holder { runs: false, .. })) => State::Assigned,
         (None, None) => State::Pending,
     }
 }
@@ -117,6 +142,7 @@ mod tests {
             workers: BTreeMap::from([(name("w"), daemon), (name("h"), by_hand)]),
             drained: BTreeSet::new(),
             assigned: BTreeMap::from([(task(1), assigned.collect())]),
+            waiting: BTreeSet::new(),
         }
     }
 
@@ -185,6 +211,31 @@ mod tests {
         let words: Vec<String> = open.into_iter().chain(ended).map(|state| state.word().to_owned()).collect();
         assert_eq!(words, WORDS);
         assert!(WORDS[3..].iter().all(|word| !matches!(Outcome::of(word), Outcome::Other(_))));
+    }
+
+    #[test]
+    fn of_what_a_worker_has_as_many_run_as_it_has_slots_and_what_it_was_given_first() {
+        let workers = crew(&[]).workers; // two slots, and one by hand
+        let (w, h) = (name("w"), name("h"));
+        let plain = Assignment { meta: meant_for(Some(1)) };
+        let said = |recalled, started| {
+            let meta = meant_for(Some(1)).map(|meta| AssignmentMeta { recalled, started, ..meta });
+            Assignment { meta }
+        };
+        let check = |made: &[(&WorkerName, u32, &Assignment, i64)], expected: &[u32]| {
+            let made =
+                made.iter().map(|(worker, number, assignment, czxid)| (*worker, task(*number), *assignment, *czxid));
+            let numbers: Vec<TaskName> = waiting(&workers, made).into_iter().map(|(_, task)| task).collect();
+            assert_eq!(numbers, expected.iter().map(|number| task(*number)).collect::<Vec<_>>());
+        };
+        check(&[(&w, 1, &plain, 30), (&w, 2, &plain, 20), (&w, 3, &plain, 10), (&h, 4, &plain, 40)], &[1]);
+        check(&[(&w, 1, &said(true, true), 30), (&w, 2, &plain, 20), (&w, 3, &plain, 10)], &[2]);
+        check(&[(&w, 1, &plain, 30), (&w, 2, &plain, 20), (&w, 3, &said(true, false), 10)], &[3]);
+        check(&[(&h, 1, &plain, 10), (&h, 2, &plain, 20)], &[2]);
+        let mut crew = crew(&[("w", meant_for(Some(1)))]);
+        crew.waiting = BTreeSet::from([(w.clone(), task(1))]);
+        assert_eq!(state(None, crew.holder(task(1), CZXID)), State::Assigned);
+        assert_eq!(crew.running(&w), 0);
     }
 
     #[test]

@@ -704,7 +704,8 @@ mod tests {
         busy().task(2, |_| ()).task(9, |open| ask(open).priority = 1).is("busy", "pending", "in the queue: 2");
         let free = || Scene::new().worker("w", 1, 1);
         free().is("next", "pending", "assign it to w now");
-        free().task(3, |_| ()).is("queued", "pending", "those before it in the queue: 1");
+        free().task(3, |_| ()).is("next", "pending", "");
+        free().task(3, |_| ()).task(4, |_| ()).is("queued", "pending", "those before it in the queue: 2");
         free().task(3, |_| ()).task(7, |open| ask(open).priority = 1).is("next", "pending", "");
         free().task(8, |_| ()).is("next", "pending", "");
     }

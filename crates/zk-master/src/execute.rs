@@ -1,7 +1,7 @@
 //! Carries out a [`Plan`]: no decisions live here.
 
 use zk_session::{Error, Kind, Session, in_parallel};
-use znode_paths::{Assignment, Key, Task, TaskMeta, paths};
+use znode_paths::{Assignment, AssignmentMeta, Key, Task, TaskMeta, paths};
 
 use crate::plan::{Chain, Plan, Removal, Step};
 use crate::reading::Reading;
@@ -70,9 +70,21 @@ pub fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
             let data = Assignment { meta: Some(meta.clone()) }.encode();
             session.create(&paths::assignment(worker, task), &data, Kind::Persistent).map(drop)
         }
+        Step::Recall(worker, task, meta) => recall(session, &paths::assignment(worker, task), meta),
         Step::Remove(task, why) => remove(session, &paths::task(task), *why),
         Step::RemoveDesk(worker) => gone(session.delete(&paths::assignments(worker), None)),
     }
+}
+
+/// Marks an assignment, if it is as it was when that was decided.
+fn recall(session: &Session, path: &str, meta: &AssignmentMeta) -> Result<(), Error> {
+    let (data, stat) = session.read(path, false)?.ok_or_else(|| Error::NoNode(path.to_owned()))?;
+    let before = AssignmentMeta { recalled: false, ..meta.clone() };
+    if Assignment::decode(&data).meta != Some(before) {
+        return Err(Error::BadVersion(path.to_owned()));
+    }
+    let data = Assignment { meta: Some(meta.clone()) }.encode();
+    session.write(path, &data, Some(stat.version)).map(drop)
 }
 
 /// Deletes a task with all that is below it. It is marked first: a master that dies before the end leaves a task without
@@ -119,6 +131,8 @@ fn mark(step: &Step, done: bool, reading: &mut Reading) {
             reading.wrote_desk(worker);
             reading.wrote_task(*task);
         }
+        Step::Recall(worker, task, meta) if done => reading.assigned(worker, *task, meta),
+        Step::Recall(worker, task, _) => reading.assignment_changed(worker, *task),
         Step::Unassign(worker, _) | Step::RemoveDesk(worker) => reading.wrote_desk(worker),
         Step::Remove(task, _) => reading.removed_task(*task),
     }
@@ -128,7 +142,7 @@ fn mark(step: &Step, done: bool, reading: &mut Reading) {
 fn level(step: &Step) -> log::Level {
     match step {
         Step::Record(..) | Step::Finish(..) | Step::Assign(..) => log::Level::Info,
-        Step::Unassign(..) | Step::Remove(..) | Step::RemoveDesk(_) => log::Level::Debug,
+        Step::Unassign(..) | Step::Recall(..) | Step::Remove(..) | Step::RemoveDesk(_) => log::Level::Debug,
     }
 }
 
@@ -144,6 +158,7 @@ fn sentence(step: &Step) -> String {
             let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             format!("ended task={task} status={}{reason}", status.outcome.word())
         }
+        Step::Recall(worker, task, _) => format!("recalled task={task} worker={worker}"),
         Step::Unassign(worker, task) => format!("unassigned task={task} worker={worker}"),
         Step::Assign(worker, task, meta) => format!("assigned task={task} worker={worker} attempt={}", meta.attempt),
         Step::Remove(task, Removal::Duplicate) => format!("removed a later task of the same submit task={task}"),

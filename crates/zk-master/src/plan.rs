@@ -20,7 +20,13 @@ use znode_paths::{
     Worker, WorkerName, paths,
 };
 
-use crate::view::{Desk, Known, Open, SETTLING_MS, Stage, Vanished, View};
+use crate::view::{Known, Open, SETTLING_MS, Stage, Vanished, View};
+
+mod places;
+
+pub use places::QUICK_MS;
+
+use places::Places;
 
 /// What to keep of finished tasks.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +54,8 @@ pub enum Step {
     Unassign(WorkerName, TaskName),
     /// Create an assignment.
     Assign(WorkerName, TaskName, AssignmentMeta),
+    /// Write this over an assignment, if nothing but that it is recalled has changed.
+    Recall(WorkerName, TaskName, AssignmentMeta),
     /// Delete a task and what is below it.
     Remove(TaskName, Removal),
     /// Delete the empty `/assign/<worker>` of a worker long gone.
@@ -69,7 +77,9 @@ impl Step {
         match self {
             Step::Record(task, number, _) => paths::attempt(task, *number),
             Step::Finish(task, _) => paths::status(task),
-            Step::Unassign(worker, task) | Step::Assign(worker, task, _) => paths::assignment(worker, task),
+            Step::Unassign(worker, task) | Step::Assign(worker, task, _) | Step::Recall(worker, task, _) => {
+                paths::assignment(worker, task)
+            }
             Step::Remove(task, _) => paths::task(task),
             Step::RemoveDesk(worker) => paths::assignments(worker),
         }
@@ -137,19 +147,20 @@ pub fn plan(view: &View, retention: Retention) -> Plan {
     plan
 }
 
-/// Assigns what is next, until there is no room. `waiting` are those of the special ones whose turn may have come.
+/// Assigns what is next, until there is no room, and recalls what waits in the wrong place. `waiting` are those of the special
+/// ones whose turn may have come.
 fn place_in_turn(
     view: &View,
     plan: &mut Plan,
     waiting: BTreeSet<(Reverse<i64>, TaskName)>,
     free: impl Fn(&TaskName) -> bool,
 ) {
-    let mut room = room(view);
-    let mut left: u32 = room.values().sum();
+    let mut places = Places::of(view);
     let (mut queue, mut special) = (view.tasks.queue().peekable(), waiting.into_iter().peekable());
     // Where nobody with room may run one, nobody may run the next of the same kind.
     let mut hopeless = BTreeSet::new();
-    while left > 0 {
+    let mut looked = false;
+    loop {
         let next = match (queue.peek(), special.peek()) {
             (Some(next), Some(other)) if other < next => special.next(),
             (None, _) => special.next(),
@@ -159,7 +170,7 @@ fn place_in_turn(
             }
             (Some(_), _) => queue.next(),
         };
-        let Some((_, name)) = next else { return };
+        let Some(order @ (_, name)) = next else { break };
         let Some((known, open)) = view.tasks.get(&name).and_then(|known| Some((known, known.open()?))) else {
             continue;
         };
@@ -167,14 +178,19 @@ fn place_in_turn(
         if !free(&name) || hopeless.contains(&kind) {
             continue;
         }
-        match place(view, &mut room, open) {
-            Some(worker) => {
-                left -= 1;
-                plan.chains.push(vec![assign(view, &worker, name, known, open)]);
-            }
+        if !std::mem::replace(&mut looked, true) && places.are_full(order) {
+            break;
+        }
+        match places.take(order, open) {
+            Some(worker) => plan.chains.push(vec![assign(view, worker, name, known, open)]),
             None => _ = hopeless.insert(kind),
         }
+        looked = false;
     }
+    let (recalls, slow_ms) = places.recalls();
+    let recall = |(worker, name, meta): (&WorkerName, _, _)| vec![Step::Recall(worker.clone(), name, meta)];
+    plan.chains.extend(recalls.into_iter().map(recall));
+    slow_ms.into_iter().for_each(|at_ms| plan.look_again_at(at_ms));
 }
 
 /// What a task asks of its worker.
@@ -357,17 +373,9 @@ pub fn priority(open: &Open) -> i64 {
     open.meta.as_ref().ok().and_then(Option::as_ref).map_or(0, |meta| meta.priority)
 }
 
-/// The workers that take something new, and for how many tasks each has room.
+/// The workers that take something new, and how many free slots each has.
 pub fn room(view: &View) -> BTreeMap<&WorkerName, u32> {
-    let free = |(name, desk): (&WorkerName, &Desk)| {
-        let (name, worker) = view.workers.get_key_value(name)?;
-        let stopping = worker.meta.as_ref().is_some_and(|meta| meta.stopping);
-        let busy = desk.tasks.keys().filter(|task| view.tasks.get(task).is_none_or(|known| known.open().is_some()));
-        let free = worker.slots().saturating_sub(u32::try_from(busy.count()).unwrap_or(u32::MAX));
-        (!desk.drain && !desk.closed && !stopping).then_some((name, free))
-    };
-    // A worker whose node below /assign is not there yet cannot be given anything.
-    view.assign.iter().filter_map(free).collect()
+    Places::of(view).free()
 }
 
 /// Whether a worker may run the task: its name and its labels are what `--on` and `--require` ask for.
@@ -376,16 +384,6 @@ pub fn fits(name: &WorkerName, worker: &Worker, open: &Open) -> bool {
     let labels = worker.meta.as_ref().map(|meta| &meta.labels);
     let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
     meta.on.as_ref().is_none_or(|on| on == name) && meta.require.iter().all(has)
-}
-
-/// The worker with the most free slots of those that may run the task, the first by name among equals.
-fn place(view: &View, room: &mut BTreeMap<&WorkerName, u32>, open: &Open) -> Option<WorkerName> {
-    let (name, free) = room
-        .iter_mut()
-        .filter(|(name, free)| **free > 0 && fits(name, &view.workers[**name], open))
-        .max_by_key(|(name, free)| (**free, Reverse(**name)))?;
-    *free -= 1;
-    Some((*name).clone())
 }
 
 fn assign(view: &View, worker: &WorkerName, name: TaskName, known: &Known, open: &Open) -> Step {

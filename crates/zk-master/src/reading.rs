@@ -159,7 +159,7 @@ impl Reading {
         self.stale.desks.insert(worker.clone());
     }
 
-    /// The primary made an assignment.
+    /// The primary made an assignment, or wrote this over it.
     pub(crate) fn assigned(&mut self, worker: &WorkerName, task: TaskName, meta: &AssignmentMeta) {
         self.view.replace_assignment(worker, task, Some(Assignment { meta: Some(meta.clone()) }));
         if !self.below {
@@ -173,6 +173,11 @@ impl Reading {
         if !self.below {
             self.wrote_desk(worker);
         }
+    }
+
+    /// An assignment is not as it was read.
+    pub(crate) fn assignment_changed(&mut self, worker: &WorkerName, task: TaskName) {
+        self.stale.assignments.insert((worker.clone(), task));
     }
 
     /// The primary wrote below a task.
@@ -243,8 +248,12 @@ impl Reading {
             // One that may not be read is there all the same, and is not ours.
             let foreign = read.is_err().then(Assignment::default);
             let read = self.readable(&paths::assignment(&worker, &task), read)?;
+            let since_ms = read.as_ref().map(|(_, stat)| stat.ctime_ms);
             let assignment = read.map(|(data, _)| Assignment::decode(&data)).or(foreign);
             self.view.replace_assignment(&worker, task, assignment);
+            if let Some(desk) = self.view.assign.get_mut(&worker) {
+                desk.since_ms.extend(since_ms.map(|since_ms| (task, since_ms)));
+            }
         }
         Ok(())
     }
@@ -312,11 +321,12 @@ impl Reading {
         let closed = self.closed.contains(worker) || stat.owner.is_some();
         let there: BTreeSet<TaskName> = self.parse(&path, &names);
         let mut desk = Desk { drain, closed, strangers: there.len() < names.len(), ..Desk::default() };
-        let known = self.view.assign.get(worker).map(|desk| &desk.tasks);
-        for (task, assignment) in known.into_iter().flatten() {
+        let known = self.view.assign.get(worker);
+        for (task, assignment) in known.into_iter().flat_map(|desk| &desk.tasks) {
             let stale = self.stale.assignments.remove(&(worker.clone(), *task));
             if there.contains(task) && !stale {
                 desk.tasks.insert(*task, assignment.clone());
+                desk.since_ms.extend(known.and_then(|desk| desk.since_ms.get_key_value(task)));
             }
         }
         let unread: Vec<TaskName> = there.into_iter().filter(|task| !desk.tasks.contains_key(task)).collect();
@@ -324,6 +334,7 @@ impl Reading {
         for (task, read) in unread.into_iter().zip(read) {
             // One that went in between has fired the watch on its parent. One that may not be read is not ours.
             let read = self.readable(&paths::assignment(worker, &task), read)?;
+            desk.since_ms.extend(read.as_ref().map(|(_, stat)| (task, stat.ctime_ms)));
             desk.tasks.insert(task, read.map(|(data, _)| Assignment::decode(&data)).unwrap_or_default());
         }
         self.view.replace_desk(worker, Some(desk));

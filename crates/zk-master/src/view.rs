@@ -43,6 +43,8 @@ pub struct Desk {
     pub closed: bool,
     /// What is assigned to it.
     pub tasks: BTreeMap<TaskName, Assignment>,
+    /// Since when, in milliseconds by the servers' clock.
+    pub since_ms: BTreeMap<TaskName, i64>,
 }
 
 /// An assignment that is gone though nobody here deleted it.
@@ -141,8 +143,10 @@ impl View {
         let Some(desk) = self.assign.get_mut(worker) else { return };
         if let Some(assignment) = assignment {
             desk.tasks.insert(task, assignment);
+            desk.since_ms.entry(task).or_insert(self.now_ms);
             return;
         }
+        desk.since_ms.remove(&task);
         let before = desk.tasks.remove(&task);
         if let Some(assignment) = before.filter(|before| before.meta.as_ref().is_none_or(|meta| !meta.returned)) {
             self.vanished.insert(task, Vanished { worker: worker.clone(), assignment });
@@ -153,6 +157,7 @@ impl View {
     pub fn unassigned(&mut self, worker: &WorkerName, task: TaskName) {
         if let Some(desk) = self.assign.get_mut(worker) {
             desk.tasks.remove(&task);
+            desk.since_ms.remove(&task);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Every step may be repeated: each is a create-if-absent, a delete of something that must not stay, or a read. With the
 //! session all that is known here goes; what runs does not.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use znode_paths::{
 };
 
 use crate::jobs::{Jobs, Stage, Start, Written};
-use crate::judge::{Case, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left};
+use crate::judge::{Case, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left, too_late};
 use crate::{Leaving, Life};
 
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
@@ -38,8 +39,8 @@ pub(crate) struct Connection {
     stale: BTreeSet<TaskName>,
     /// Assignments that are decided as long as nothing happens to their znodes.
     settled: BTreeSet<TaskName>,
-    /// Assignments for which there is no room yet.
-    waiting: BTreeSet<TaskName>,
+    /// Assignments for which there is no room yet, in the order of service: higher priority first, then the lower number.
+    waiting: BTreeSet<(Reverse<i64>, TaskName)>,
     /// Results were kept on an earlier session.
     unwritten: bool,
     leave_at: Option<Instant>,
@@ -106,7 +107,7 @@ impl Connection {
                 self.stale.insert(task);
             }
             Some(Place::Task(task) | Place::TaskChild(task, _))
-                if jobs.get(&task).is_some() || self.waiting.contains(&task) =>
+                if jobs.get(&task).is_some() || self.waiting.iter().any(|(_, waiting)| *waiting == task) =>
             {
                 self.desk_stale = true;
                 self.stale.insert(task);
@@ -268,7 +269,6 @@ impl Connection {
         };
         let assigned: BTreeSet<TaskName> = names.iter().filter_map(|name| name.parse().ok()).collect();
         self.settled.retain(|task| assigned.contains(task));
-        self.waiting.clear();
         jobs.assigned(&assigned);
         let stale = std::mem::take(&mut self.stale);
         let running: Vec<(TaskName, i64, i64)> = jobs
@@ -279,23 +279,39 @@ impl Connection {
             .map(|(name, job)| (*name, job.fence, job.task))
             .collect();
         for (task, fence, czxid) in running {
-            let assignment = self.session.stat(&paths::assignment(&life.config.name, &task), true)?;
-            let ours = assignment.is_some_and(|stat| stat.czxid == fence);
+            let path = paths::assignment(&life.config.name, &task);
+            let assignment = self.session.read(&path, true)?.filter(|(_, stat)| stat.czxid == fence);
+            let ours = assignment.is_some();
+            if let Some((data, stat)) = assignment
+                && let Some(answer) = too_late(Assignment::decode(&data))
+            {
+                done_already(self.session.write(&path, &answer.encode(), Some(stat.version)).map(drop))?;
+            }
             let facts = self.read_task(task)?.map(|(facts, _)| facts);
             if let Some(why) = oversee(facts.as_ref(), czxid, ours) {
                 jobs.stop(&task, why, life);
             }
         }
-        for task in assigned {
-            if jobs.get(&task).is_none() && !self.settled.contains(&task) {
-                self.consider(task, life, jobs)?;
-            }
+        let leaving = life.leaving > Leaving::No;
+        self.waiting.retain(|(_, task)| assigned.contains(task) && !stale.contains(task) && !leaving);
+        let known = |task: &TaskName| jobs.get(task).is_some() || self.settled.contains(task);
+        let waits: BTreeSet<TaskName> = self.waiting.iter().map(|(_, task)| *task).collect();
+        let new: Vec<TaskName> = assigned.into_iter().filter(|task| !known(task) && !waits.contains(task)).collect();
+        // Where not all of them can start, they are looked at first, and start in their order then.
+        let room_for_all = waits.len() + new.len() <= jobs.free(life);
+        for task in new {
+            self.consider(task, room_for_all, life, jobs)?;
+        }
+        while jobs.free(life) > 0
+            && let Some((_, task)) = self.waiting.pop_first()
+        {
+            self.consider(task, true, life, jobs)?;
         }
         Ok(())
     }
 
     /// Reads an assignment, then `/epoch`, then the task, on this session and not from memory, and does what follows.
-    fn consider(&mut self, name: TaskName, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+    fn consider(&mut self, name: TaskName, room: bool, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         let path = paths::assignment(&life.config.name, &name);
         let Some((data, stat)) = self.session.read(&path, true)? else { return Ok(()) };
         if jobs.was_started(&name, stat.czxid) {
@@ -306,11 +322,14 @@ impl Connection {
         let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
         let (facts, task) = self.read_task(name)?.unzip();
         let (czxid, failures) = facts.as_ref().map_or((0, 0), |facts: &TaskFacts| (facts.czxid, facts.failures));
-        let room = jobs.running() < usize::try_from(life.config.slots).unwrap_or(usize::MAX);
-        let own = Own { instance: life.instance, room, leaving: life.leaving > Leaving::No };
+        let own =
+            Own { instance: life.instance, room: room && jobs.free(life) > 0, leaving: life.leaving > Leaving::No };
         let verdict = judge(&Case { assignment: &assignment, epoch, task: facts }, own);
         match verdict {
-            Verdict::Wait => _ = self.waiting.insert(name),
+            Verdict::Wait => {
+                let priority = task.flatten().as_ref().map_or(0, Task::priority);
+                self.waiting.insert((Reverse(priority), name));
+            }
             Verdict::Start(attempt) => {
                 if let Some(Some(task)) = task {
                     let again = retries_left(&task, failures);
@@ -458,10 +477,14 @@ impl Connection {
     /// is gone, and another one at its path that comes between these two requests, it is one that was not started.
     fn give_back(&self, name: TaskName, fence: i64, life: &Life) -> Result<(), Error> {
         let path = paths::assignment(&life.config.name, &name);
-        match self.session.stat(&path, false)? {
-            Some(stat) if stat.czxid == fence => done_already(self.session.delete(&path, Some(stat.version))),
-            _ => Ok(()),
+        while let Some(stat) = self.session.stat(&path, false)?.filter(|stat| stat.czxid == fence) {
+            match self.session.delete(&path, Some(stat.version)) {
+                // It was recalled in between.
+                Err(Error::BadVersion(_)) => {}
+                deleted => return done_already(deleted),
+            }
         }
+        Ok(())
     }
 
     /// Leaves so that nothing can be assigned any more: without its node below `/assign` the primary cannot create an

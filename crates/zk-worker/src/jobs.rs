@@ -98,8 +98,13 @@ impl Jobs {
         self.running() == 0
     }
 
-    pub(crate) fn running(&self) -> usize {
+    fn running(&self) -> usize {
         self.jobs.values().filter(|job| matches!(job.stage, Stage::Running { .. })).count()
+    }
+
+    /// How many slots nothing runs in.
+    pub(crate) fn free(&self, life: &Life) -> usize {
+        (life.config.slots as usize).saturating_sub(self.running())
     }
 
     pub(crate) fn get(&self, name: &TaskName) -> Option<&Job> {

@@ -100,10 +100,18 @@ pub fn judge(case: &Case<'_>, own: Own) -> Verdict {
         return Verdict::End(Outcome::Failed, why.clone());
     }
     match own {
+        _ if meta.is_some_and(|meta| meta.recalled) => Verdict::Return,
         Own { leaving: true, .. } => Verdict::Return,
         Own { room: false, .. } => Verdict::Wait,
         _ => Verdict::Start(attempt),
     }
+}
+
+/// The answer to a recall of what runs already, if that is asked for: it has been started. A recall is always answered, with
+/// this or with the return; until then the primary recalls nothing else in its place.
+pub fn too_late(assignment: Assignment) -> Option<Assignment> {
+    let meta = assignment.meta.filter(|meta| meta.recalled && !meta.started && !meta.returned)?;
+    Some(Assignment { meta: Some(AssignmentMeta { started: true, ..meta }) })
 }
 
 /// What was started, by the czxid of its assignment, as long as that is there: whatever becomes of a start, it is never
@@ -299,6 +307,21 @@ mod tests {
         check(&assigned(|_| ()), facts(|_| ()), leaving, &Verdict::Return);
         check(&assigned(|meta| meta.returned = true), facts(|_| ()), leaving, &Verdict::Leave("it was returned"));
         check(&assigned(|_| ()), facts(|_| ()), Own { room: false, ..own() }, &Verdict::Wait);
+    }
+
+    #[test]
+    fn what_is_recalled_is_returned_if_it_has_not_started_and_said_to_be_started_if_it_has() {
+        let recalled = assigned(|meta| meta.recalled = true);
+        check(&recalled, facts(|_| ()), own(), &Verdict::Return);
+        check(&recalled, facts(|_| ()), Own { room: false, ..own() }, &Verdict::Return);
+        let cancelled = Verdict::End(Outcome::Cancelled, "cancelled before it started".into());
+        check(&recalled, facts(|task| task.cancel = true), own(), &cancelled);
+        let started = assigned(|meta| (meta.recalled, meta.started) = (true, true));
+        assert_eq!(too_late(recalled), Some(started.clone()));
+        // Nobody asks, or it is answered already.
+        for settled in [Assignment::default(), assigned(|_| ()), started, assigned(|meta| meta.returned = true)] {
+            assert_eq!(too_late(settled), None);
+        }
     }
 
     #[test]

@@ -596,6 +596,9 @@ pub struct AssignmentMeta {
     /// Set by the primary: a worker that has not started this yet is to return it, for another one is idle.
     #[serde(default, skip_serializing_if = "is_default")]
     pub recalled: bool,
+    /// Set by the worker, in answer to that: it has started this.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub started: bool,
     /// Set by the worker: it did not start this and will not; somebody else may have it at once.
     #[serde(default, skip_serializing_if = "is_default")]
     pub returned: bool,
@@ -825,7 +828,7 @@ pub fn decode_epoch(data: &[u8]) -> Option<i64> {
 impl AssignmentMeta {
     /// An assignment of this attempt at this task, by the primary with this fence.
     pub fn new(instance: Option<Instance>, fence: i64, attempt: u32, task: i64) -> Self {
-        AssignmentMeta { zk: Format, instance, fence, attempt, task, recalled: false, returned: false }
+        AssignmentMeta { zk: Format, instance, fence, attempt, task, recalled: false, started: false, returned: false }
     }
 }
 

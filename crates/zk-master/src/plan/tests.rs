@@ -7,7 +7,7 @@ use znode_paths::Worker;
 use znode_paths::WorkerMeta;
 
 use super::*;
-use crate::view::Recorded;
+use crate::view::{Desk, Recorded};
 
 const FENCE: i64 = 100;
 const NOW: i64 = 10_000_000;
@@ -78,6 +78,19 @@ impl Tree {
         let meta = AssignmentMeta::new(holder.map(instance), FENCE, attempt, czxid);
         let desk = self.0.assign.entry(worker(name)).or_default();
         desk.tasks.insert(task(number), Assignment { meta: Some(meta) });
+        desk.since_ms.insert(task(number), NOW);
+        self
+    }
+
+    /// So many milliseconds ago.
+    fn ago(mut self, name: &str, number: u32, ago_ms: i64) -> Self {
+        self.0.assign.get_mut(&worker(name)).unwrap().since_ms.insert(task(number), NOW - ago_ms);
+        self
+    }
+
+    fn said(mut self, name: &str, number: u32, change: impl FnOnce(&mut AssignmentMeta)) -> Self {
+        let desk = self.0.assign.get_mut(&worker(name)).unwrap();
+        change(desk.tasks.get_mut(&task(number)).unwrap().meta.as_mut().unwrap());
         self
     }
 
@@ -125,11 +138,18 @@ impl Tree {
                     }
                 });
             }
-            Step::Unassign(name, task) => _ = view.assign.get_mut(name).unwrap().tasks.remove(task),
+            Step::Unassign(name, task) => view.unassigned(name, *task),
+            Step::Recall(name, task, meta) => {
+                let there = view.assign.get_mut(name).unwrap().tasks.get_mut(task).unwrap().meta.as_mut().unwrap();
+                assert_eq!(AssignmentMeta { recalled: true, ..there.clone() }, *meta, "nothing else is changed");
+                assert!(!there.recalled && !there.returned && !there.started, "{there:?}");
+                *there = meta.clone();
+            }
             Step::Assign(name, task, meta) => {
                 let desk = view.assign.get_mut(name).unwrap();
                 assert!(!desk.tasks.contains_key(task), "assigned twice to one worker");
                 desk.tasks.insert(*task, Assignment { meta: Some(meta.clone()) });
+                desk.since_ms.insert(*task, NOW);
             }
             Step::Remove(name, _) => _ = view.tasks.remove(*name),
             Step::RemoveDesk(name) => _ = view.assign.remove(name),
@@ -164,14 +184,6 @@ fn a_task_goes_to_the_worker_with_the_most_free_slots_and_ties_to_the_first_name
 }
 
 #[test]
-fn no_worker_gets_more_than_its_slots() {
-    let tree = Tree::new().worker("a", 1, 2).plain(0).plain(1).plain(2).plain(3);
-    assert_eq!(tree.plan().len(), 2);
-    let half_full = tree.assigned("a", 0, Some(1), 1);
-    check(&half_full, &[assign_to("a", 1, Some(1), 1)]);
-}
-
-#[test]
 fn a_worker_without_its_node_below_assign_gets_nothing_yet() {
     let mut tree = Tree::new().worker("a", 1, 1).plain(0);
     tree.0.assign.clear();
@@ -192,7 +204,7 @@ fn a_worker_that_is_drained_or_leaving_gets_nothing() {
 fn priority_comes_before_the_number() {
     let tree =
         Tree::new().worker("a", 1, 1).plain(0).task(1, |meta| meta.priority = -1).task(2, |meta| meta.priority = 5);
-    check(&tree, &[assign_to("a", 2, Some(1), 1)]);
+    assert_eq!(tree.plan()[0], assign_to("a", 2, Some(1), 1));
 }
 
 #[test]
@@ -202,7 +214,7 @@ fn a_task_that_fits_nowhere_does_not_hold_up_others() {
     check(&tree, &[assign_to("a", 2, Some(1), 1)]);
     let meta = tree.0.workers.get_mut(&worker("a")).unwrap().meta.as_mut().unwrap();
     meta.labels.insert("disk".into(), "ssd".into());
-    check(&tree, &[assign_to("a", 1, Some(1), 1)]);
+    check(&tree, &[assign_to("a", 1, Some(1), 1), assign_to("a", 2, Some(1), 1)]);
 }
 
 #[test]
@@ -455,6 +467,130 @@ fn the_desk_of_a_worker_long_gone_is_removed_when_empty() {
     }
 }
 
+/// Slots, what waits ahead of them, and what is called back.
+mod ahead {
+    use super::*;
+
+    fn numbers(tree: &Tree) -> Vec<(String, u32)> {
+        let assigned = tree.plan().concat().into_iter().filter_map(|step| match step {
+            Step::Assign(worker, name, _) => Some((worker.to_string(), name.to_string()[5..].parse().unwrap())),
+            _ => None,
+        });
+        assigned.collect()
+    }
+
+    fn recalled(tree: &Tree) -> Vec<(String, u32)> {
+        let recalled = tree.plan().concat().into_iter().filter_map(|step| match step {
+            Step::Recall(worker, name, _) => Some((worker.to_string(), name.to_string()[5..].parse().unwrap())),
+            _ => None,
+        });
+        recalled.collect()
+    }
+
+    fn at(name: &str, numbers: impl IntoIterator<Item = u32>) -> Vec<(String, u32)> {
+        numbers.into_iter().map(|number| (name.to_owned(), number)).collect()
+    }
+
+    /// A daemon `a` with this many slots and these tasks, assigned so long ago.
+    fn busy(slots: u32, numbers: std::ops::Range<u32>, ago_ms: i64) -> Tree {
+        numbers.fold(Tree::new().worker("a", 1, slots), |tree, number| {
+            tree.plain(number).assigned("a", number, Some(1), 1).ago("a", number, ago_ms)
+        })
+    }
+
+    fn plain(tree: Tree, numbers: std::ops::Range<u32>) -> Tree {
+        numbers.fold(tree, Tree::plain)
+    }
+
+    #[test]
+    fn a_worker_gets_as_many_tasks_ahead_as_it_has_slots_but_not_too_many() {
+        let all = |slots| numbers(&plain(Tree::new().worker("a", 1, slots), 0..99));
+        assert_eq!(all(2), at("a", 0..4));
+        assert_eq!(all(40), at("a", 0..56));
+        // One that is registered by hand gets one at a time.
+        assert_eq!(numbers(&plain(Tree::new().worker_by_hand("h"), 0..9)), at("h", 0..1));
+        assert_eq!(numbers(&plain(busy(2, 0..3, 10), 3..9)), at("a", 3..4));
+    }
+
+    #[test]
+    fn nothing_is_ahead_anywhere_while_a_slot_is_free() {
+        let tree = plain(busy(1, 0..1, 10).worker("b", 2, 3), 1..7);
+        let expected = [at("b", 1..4), at("a", 4..5), at("b", 5..7)].concat();
+        assert_eq!(numbers(&tree), expected);
+    }
+
+    #[test]
+    fn what_is_served_first_overtakes_what_waits() {
+        let first = |meta: &mut TaskMeta| meta.priority = 1;
+        let full = busy(1, 1..3, 10);
+        assert_eq!(numbers(&full.clone().plain(3)), []);
+        assert_eq!(numbers(&full.clone().plain(0)), at("a", [0]));
+        assert_eq!(numbers(&full.clone().task(3, first)), at("a", [3]));
+        // But not without end.
+        assert_eq!(numbers(&full.task(3, first).assigned("a", 3, Some(1), 1).task(4, |meta| meta.priority = 9)), []);
+    }
+
+    #[test]
+    fn a_worker_that_was_given_nothing_for_a_second_gets_nothing_ahead_and_what_waits_is_recalled() {
+        let full = |ago_ms| busy(2, 0..2, ago_ms).plain(2);
+        assert_eq!(numbers(&full(QUICK_MS - 1)), at("a", [2]));
+        assert_eq!(numbers(&full(QUICK_MS)), []);
+        let waits = |ago_ms| busy(2, 0..2, 5000).plain(2).assigned("a", 2, Some(1), 1).ago("a", 2, ago_ms);
+        let quick = plan(&waits(QUICK_MS - 1).0, KEEP);
+        assert_eq!((quick.chains.len(), quick.look_again_ms), (0, Some(NOW + 1)));
+        assert_eq!(recalled(&waits(QUICK_MS)), at("a", [2]));
+        // One short task among long ones keeps it quick.
+        assert_eq!(recalled(&waits(QUICK_MS).ago("a", 0, 10)), []);
+    }
+
+    #[test]
+    fn a_slot_that_nothing_else_takes_gets_what_waits_elsewhere_and_only_that() {
+        let tree = busy(2, 0..4, 10).worker("b", 2, 1);
+        assert_eq!(recalled(&tree), at("a", [2]), "what is served first of those that wait");
+        assert_eq!(recalled(&tree.clone().plain(9)), [], "somebody else takes the slot");
+        let mut tree = tree;
+        tree.carry_out(&tree.plan()[0][0]);
+        check(&tree, &[]);
+        // The slot is kept for it until it is there.
+        let back = tree.clone().said("a", 2, |meta| meta.returned = true);
+        check(&back, &[vec![Step::Unassign(worker("a"), task(2))]]);
+        let mut back = back;
+        back.carry_out(&Step::Unassign(worker("a"), task(2)));
+        check(&back, &[assign_to("b", 2, Some(2), 1)]);
+        // It had been started: another one comes instead.
+        assert_eq!(recalled(&tree.said("a", 2, |meta| meta.started = true)), at("a", [1]));
+        let nobody = |change: fn(&mut Tree)| {
+            let mut tree = busy(2, 0..4, 10).worker("b", 2, 1);
+            change(&mut tree);
+            assert_eq!(recalled(&tree), []);
+        };
+        nobody(|tree| tree.0.assign.get_mut(&worker("b")).unwrap().drain = true);
+        nobody(|tree| {
+            for number in 0..4 {
+                let meta = TaskMeta { on: Some(worker("a")), ..TaskMeta::new(number.to_string()) };
+                tree.change(number, |open| open.meta = Ok(Some(meta)));
+            }
+        });
+        nobody(|tree| tree.0.workers.get_mut(&worker("a")).unwrap().meta.as_mut().unwrap().stopping = true);
+        nobody(|tree| {
+            for assignment in tree.0.assign.get_mut(&worker("a")).unwrap().tasks.values_mut() {
+                assignment.meta = None;
+            }
+        });
+    }
+
+    #[test]
+    fn a_worker_that_is_taken_out_of_service_hands_back_all_that_it_has_not_started() {
+        let mut tree = busy(2, 0..4, 10).said("a", 1, |meta| (meta.recalled, meta.started) = (true, true));
+        tree.0.assign.get_mut(&worker("a")).unwrap().drain = true;
+        assert_eq!(recalled(&tree), at("a", [3, 2, 0]));
+        for step in tree.plan().concat() {
+            tree.carry_out(&step);
+        }
+        check(&tree, &[]);
+    }
+}
+
 /// The check list of the reference implementation's recovery tests: w1 lives, w2 is gone.
 mod recovery {
     use super::*;
@@ -539,8 +675,9 @@ fn any_tree() -> impl Strategy<Value = Tree> {
             }
             // Also on the desks of workers that are not there any more.
             tree = match holder {
-                0 => tree.assigned("w0", number, Some(0), lost + 1),
+                0 => tree.assigned("w0", number, Some(0), lost + 1).ago("w0", number, i64::from(submit) * 400),
                 1 => tree.assigned("w1", number, None, lost + 1),
+                3 => tree.assigned("w1", number, Some(1), lost + 1).ago("w1", number, i64::from(submit) * 400),
                 2 => tree.assigned("gone", number, Some(99), lost.max(1)),
                 _ => tree,
             };
@@ -568,6 +705,36 @@ fn what_is_not_read_yet_is_not_taken_for_gone() {
     );
 }
 
+/// What the daemons do: each starts what it has as its slots allow, and answers what is recalled.
+fn answer(tree: &mut Tree, started: &mut BTreeSet<TaskName>, random: &mut fastrand::Rng) {
+    let View { assign, workers, tasks, .. } = &mut tree.0;
+    for (name, desk) in assign {
+        let Some(registered) = workers.get(name) else { continue };
+        let own = |assignment: &Assignment| {
+            assignment.meta.as_ref().is_none_or(|meta| meta.instance == registered.instance() && !meta.returned)
+        };
+        let open = |task: &TaskName| tasks.get(task).is_some_and(|known| known.open().is_some());
+        let here: Vec<TaskName> =
+            desk.tasks.iter().filter(|(task, a)| own(a) && open(task)).map(|(task, _)| *task).collect();
+        let mut free =
+            (registered.slots() as usize).saturating_sub(here.iter().filter(|t| started.contains(t)).count());
+        let mut unstarted: Vec<TaskName> = here.into_iter().filter(|task| !started.contains(task)).collect();
+        random.shuffle(&mut unstarted);
+        for task in unstarted {
+            let recalled = desk.tasks[&task].meta.as_ref().is_some_and(|meta| meta.recalled);
+            if free > 0 && !recalled {
+                free -= 1;
+                started.insert(task);
+            }
+        }
+        for (task, assignment) in &mut desk.tasks {
+            if let Some(meta) = assignment.meta.as_mut().filter(|meta| meta.recalled && !meta.returned) {
+                (meta.started, meta.returned) = (started.contains(task), !started.contains(task));
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -577,7 +744,9 @@ proptest! {
     fn plans_end_and_leave_the_tree_in_order(mut tree in any_tree(), seed: u64) {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut rounds = 0;
+        let mut started = BTreeSet::new();
         loop {
+            answer(&mut tree, &mut started, &mut random);
             let mut chains = tree.plan();
             if chains.is_empty() {
                 break;
@@ -601,6 +770,10 @@ proptest! {
                 prop_assert!(!view.holder_lost(name, assignment, &view.living()), "{task} is assigned to a lost worker");
                 *holders.entry(*task).or_default() += 1;
             }
+            if desk.drain && view.workers.get(name).is_some_and(|worker| worker.instance().is_some()) {
+                let unstarted = desk.tasks.iter().find(|(task, a)| a.meta.is_some() && !started.contains(task));
+                prop_assert!(unstarted.is_none(), "{unstarted:?} is left at {name}, which is drained");
+            }
             // What was assigned before the plans began may be more than fits.
             let slots = view.workers.get(name).map_or(0, Worker::slots);
             let free = busy < slots && !desk.drain;
@@ -613,6 +786,12 @@ proptest! {
                 let held: BTreeSet<TaskName> = view.assign.values().flat_map(|desk| desk.tasks.keys().copied()).collect();
                 let waiting = view.tasks.iter().filter_map(unplaced).find(|name| !held.contains(name));
                 prop_assert!(waiting.is_none(), "{waiting:?} waits while {name} has room");
+                for (other, desk) in view.assign.iter().filter(|(other, _)| *other != name) {
+                    let by_hand = view.workers[other].instance().is_none();
+                    let waits = |(task, a): (&TaskName, &Assignment)| a.meta.is_some() && !started.contains(task);
+                    let waits = desk.tasks.iter().any(waits);
+                    prop_assert!(by_hand || !waits, "something waits at {other} while {name} has room");
+                }
             }
         }
         prop_assert!(holders.values().all(|count| *count == 1), "assigned to two workers: {holders:?}");
