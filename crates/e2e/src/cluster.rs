@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -24,7 +24,7 @@ use crate::{
     evidence::{self, History, Run, Verdict},
     janitor,
     process::lock,
-    tree, wait_for, wait_within,
+    tree, wait, wait_for, wait_within,
 };
 
 /// How large a cluster is.
@@ -155,7 +155,7 @@ impl Cluster {
     /// one master is the primary.
     #[track_caller]
     pub fn settle(&self) {
-        wait_within(4 * crate::wait::LIMIT, "the cluster to settle", || {
+        wait_within(4 * wait::LIMIT, "the cluster to settle", || {
             let live = self.tree.children(paths::LIVE).len();
             let workers = self.tree.children(paths::WORKERS).len();
             let master = self.tree.stat(paths::MASTER).is_some();
@@ -201,40 +201,47 @@ impl Cluster {
         History::of(&self.transactions(), "")
     }
 
-    /// Waits until all these tasks have a status and nothing is assigned any more, then judges what became of them.
+    /// Waits until all these tasks have a status and nothing is assigned any more. What is not so after two minutes never
+    /// will be, and is judged as it is.
+    pub fn wait_finished(&self, accepted: &[TaskName]) {
+        let mut left = accepted.to_vec();
+        let began = Instant::now();
+        loop {
+            left.retain(|task| self.tree.stat(&paths::status(task)).is_none());
+            let finished = left.is_empty() && self.tree.assigned().is_empty();
+            if finished || began.elapsed() >= 4 * wait::LIMIT {
+                return;
+            }
+            wait::pause();
+        }
+    }
+
+    /// Waits until all these tasks have [finished](Cluster::wait_finished), then judges what became of them.
+    #[must_use]
     #[track_caller]
     pub fn judge(&self, accepted: &[TaskName]) -> Verdict {
-        // Whatever lacks its status at the end of this time is lost.
-        let limit = 4 * crate::wait::LIMIT;
-        let mut left: Vec<TaskName> = accepted.to_vec();
-        let began = std::time::Instant::now();
-        while !left.is_empty() && began.elapsed() < limit {
-            left.retain(|task| self.tree.stat(&paths::status(task)).is_none());
-            crate::wait::pause();
-        }
-        if left.is_empty() {
-            self.tree.wait_nothing_assigned();
-        }
+        self.wait_finished(accepted);
         let history = self.history();
         let mut verdict = evidence::judge(&history, &self.runs(), accepted);
         verdict.wrong.extend(history.wrong);
         verdict
     }
 
-    /// Starts to submit a task every so often, until the flow is stopped: one in five may start once only, one in five has
-    /// children, one in ten fails.
+    /// Starts to submit a task every so often, until the flow is stopped; those that could not be submitted in time follow
+    /// when they can. None lasts longer than this; one in five may start once only, one in five has children, one in ten
+    /// fails.
     #[must_use]
-    pub fn flow(&self, pace: Duration, seed: u64) -> Flow {
+    pub fn flow(&self, pace: Duration, longest: Duration, seed: u64) -> Flow {
         let connect = self.zk.parse().expect("the harness makes good connect strings");
         let config = Config { connect, timeout: Duration::from_secs(10), digest: None, witness: None };
         let accepted: Arc<Mutex<Vec<TaskName>>> = Arc::default();
         let (stop, stopped) = mpsc::channel();
-        let (host, made) = (self.observer.clone(), Arc::clone(&accepted));
+        let (host, accepted_here) = (self.observer.clone(), Arc::clone(&accepted));
         let mut random = fastrand::Rng::with_seed(seed);
         let mut next = {
             let command = |lasts, code, children| self.command(lasts, code, children);
-            let commands: Vec<[String; 3]> = (3..9)
-                .map(|tenths| Duration::from_millis(100 * tenths))
+            let commands: Vec<[String; 3]> = (1..=10)
+                .map(|tenths| longest * tenths / 10)
                 .map(|lasts| [command(lasts, 0, false), command(lasts, 0, true), command(lasts, 3, false)])
                 .collect();
             move || {
@@ -245,7 +252,8 @@ impl Cluster {
                     1 | 2 => &of[1],
                     _ => &of[0],
                 };
-                let mut meta = TaskMeta::new(format!("{:016x}", random.u64(..)));
+                // Not of this seed: two flows with the same one are not the same tasks.
+                let mut meta = TaskMeta::new(format!("{:016x}", fastrand::u64(..)));
                 meta.no_requeue = kind >= 8;
                 meta.max_attempts = 100; // so that being lost is no excuse
                 Task { command: command.clone(), meta: Some(meta) }.encode()
@@ -253,14 +261,21 @@ impl Cluster {
         };
         let submit = move || {
             let mut session: Option<Session> = None;
-            while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(pace) {
+            let mut due = Instant::now();
+            while let Err(mpsc::RecvTimeoutError::Timeout) =
+                stopped.recv_timeout(due.saturating_duration_since(Instant::now()))
+            {
                 if session.as_ref().is_none_or(|session| session.over().is_some()) {
                     session = tree::open(&config, host.as_ref()).ok();
                 }
-                let Some(session) = &session else { continue };
                 // What was not acknowledged was not accepted; it may be there all the same.
-                if let Ok(path) = session.create(paths::NEW_TASK, &next(), Kind::Sequential) {
-                    lock(&made).push(name_of(&path));
+                let made = session.as_ref().map(|session| session.create(paths::NEW_TASK, &next(), Kind::Sequential));
+                match made {
+                    Some(Ok(path)) => {
+                        lock(&accepted_here).push(name_of(&path));
+                        due += pace;
+                    }
+                    Some(Err(_)) | None => wait::pause(),
                 }
             }
         };

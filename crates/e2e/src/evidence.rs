@@ -266,10 +266,11 @@ impl History {
         Some(next.at_ms - at_ms)
     }
 
-    /// How long it took, in milliseconds, until the last session was there that a daemon opened after that time.
+    /// How long it took, in milliseconds, until the last session was there that a daemon opened between these times.
     #[must_use]
-    pub fn reconnected_ms(&self, at_ms: i64) -> Option<i64> {
-        self.introduced_ms.iter().filter(|made| **made >= at_ms).max().map(|made| made - at_ms)
+    pub fn reconnected_ms(&self, at_ms: i64, until_ms: i64) -> Option<i64> {
+        let made = self.introduced_ms.iter().filter(|made| (at_ms..=until_ms).contains(*made));
+        made.max().map(|made| made - at_ms)
     }
 }
 
@@ -512,6 +513,6 @@ mod tests {
         let history = History::of(&log(all), "");
         assert_eq!(history.takeover_ms(2), Some(4));
         assert_eq!(history.takeover_ms(7), None);
-        assert_eq!((history.reconnected_ms(3), history.reconnected_ms(5)), (Some(1), None));
+        assert_eq!((history.reconnected_ms(3, 9), history.reconnected_ms(5, 9)), (Some(1), None));
     }
 }

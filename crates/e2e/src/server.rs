@@ -180,6 +180,12 @@ impl Server {
         self.process.pid()
     }
 
+    /// Its host, where it has one.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
     /// The data directory, for [`txnlog::read`].
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {

@@ -15,7 +15,7 @@ fn servers_that_die_or_are_restarted_one_by_one_touch_no_task_and_none_runs_twic
     let gate = tempfile::tempdir().expect("a directory can be made");
     let command = format!("while [ -d '{}' ]; do sleep 0.05; done; echo $$", gate.path().display());
     let long = [(); 2].map(|()| cluster.tree.submit_with(&command, |_| ()));
-    let flow = cluster.flow(Duration::from_millis(100), 7);
+    let flow = cluster.flow(Duration::from_millis(100), SECOND, 7);
     let daemons = |cluster: &Cluster| -> Vec<_> {
         cluster.masters.iter().chain(&cluster.workers).map(|member| inner(&member.daemon)).collect()
     };

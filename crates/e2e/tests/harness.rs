@@ -721,7 +721,7 @@ fn the_commands_that_the_harness_runs_are_there() {
 #[test]
 fn a_cluster_is_judged_by_what_its_tasks_wrote_and_its_servers_committed() {
     let cluster = Cluster::start(&Shape { masters: 2, workers: 2, ..Shape::default() });
-    let flow = cluster.flow(Duration::from_millis(30), 1);
+    let flow = cluster.flow(Duration::from_millis(30), SECOND, 1);
     wait_for("ten tasks", || {
         let accepted = flow.accepted().len();
         if accepted >= 10 { Ok(()) } else { Err(accepted.to_string()) }
