@@ -15,9 +15,15 @@ const HEAD_START: Duration = Duration::from_millis(200);
 /// take longer, and it cannot be stopped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The first pause between two attempts, and the longest; each is doubled, and drawn from its upper half.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The shortest pause between two attempts, and the longest.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pause after an attempt that failed, at most; it is drawn from its upper half. An ensemble elects a leader in less
+/// than a second: it is asked often then, and the less often the longer it has been away.
+fn pause(away: Duration) -> Duration {
+    (away / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
 
 /// Finds a server that serves sessions, and the timeout that it grants. One that is dead, slow or has no address does
 /// not hold up the others.
@@ -132,7 +138,7 @@ pub fn open_in_background(config: &Arc<Config>, number: u32, notify: &Notify) ->
     let opening = Opening(stop.clone());
     let (config, notify) = (config.clone(), notify.clone());
     let search = move || {
-        let mut pause = FIRST_PAUSE;
+        let began = Instant::now();
         let mut said = false;
         loop {
             match Session::open(&config, number, &notify) {
@@ -156,10 +162,9 @@ pub fn open_in_background(config: &Arc<Config>, number: u32, notify: &Notify) ->
                 }
                 Err(error) => log::debug!("cannot reach ZooKeeper: {error}"),
             }
-            if stop.wait(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) {
+            if stop.wait(pause(began.elapsed()).mul_f64(0.5 + fastrand::f64() / 2.0)) {
                 return;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     };
     let spawned = thread::Builder::new().name("zk-open".into()).spawn(search);
@@ -171,5 +176,24 @@ fn warn_of_another_timeout(config: &Config, session: &Session) {
     if session.number() == 1 && session.timeout() != config.timeout {
         let (granted, asked) = (session.timeout().as_millis(), config.timeout.as_millis());
         log::warn!("the server grants another session timeout asked_ms={asked} granted_ms={granted}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_away_much_longer_than_the_ensemble() {
+        for away in [1, 100, 700, 1000, 3000, 60_000].map(Duration::from_millis) {
+            let (mut now, mut attempts) = (Duration::ZERO, 0);
+            while now < away {
+                now += pause(now);
+                attempts += 1;
+            }
+            let late = now - away;
+            assert!(late <= (away / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE), "{away:?}: {late:?}");
+            assert!(attempts <= 20 + away.as_secs(), "{away:?}: {attempts} attempts");
+        }
     }
 }
