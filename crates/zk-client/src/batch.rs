@@ -194,6 +194,8 @@ struct Work {
     /// The number of the session on which the watches are.
     session: Option<u32>,
     tally: Tally,
+    /// Something came of the last pass, so something else may be done.
+    busy: bool,
     /// For whoever presses Ctrl-C: how many are running.
     shared: Arc<AtomicUsize>,
     /// The user knows that no master was there yet.
@@ -221,6 +223,7 @@ impl Work {
             tasks: Open::default(),
             session: None,
             tally: Tally::default(),
+            busy: false,
             shared,
             told: false,
         }
@@ -243,8 +246,8 @@ impl Work {
             if self.session.replace(session.number()) != Some(session.number()) {
                 self.tasks.reopened();
             }
-            let busy = match self.pass(connection, &session) {
-                Ok(busy) => busy,
+            match self.pass(connection, &session) {
+                Ok(()) => {}
                 Err(Error::Request(Refusal::Lost(reason))) => {
                     log::info!("session lost: {reason}");
                     self.session = None;
@@ -255,11 +258,11 @@ impl Work {
                     self.stop_running(&session).ok();
                     return Err(error);
                 }
-            };
+            }
             self.tally.running = self.running.len();
             self.shared.store(self.running.len(), Ordering::Relaxed);
             self.progress.show(&self.tally);
-            self.listen(connection, busy);
+            self.listen(connection);
         }
         self.progress.clear();
         Ok(match self.tally {
@@ -271,9 +274,9 @@ impl Work {
     }
 
     /// Takes what is in the mailbox; when nothing else is to be done, waits for it.
-    fn listen(&mut self, connection: &mut Connection, busy: bool) {
+    fn listen(&mut self, connection: &mut Connection) {
         let until = match self.waiting.is_empty() {
-            _ if busy => Some(Instant::now()),
+            _ if std::mem::take(&mut self.busy) => Some(Instant::now()),
             false => Some(Instant::now() + FULL),
             true => None,
         };
@@ -321,15 +324,16 @@ impl Work {
         self.say(&format!("cannot run line {line}: {why}"));
         self.tally.failed += 1;
         self.tally.bytes += bytes;
+        self.busy = true;
     }
 
     fn say(&self, text: &str) {
         self.progress.suspend(|| output::note(text));
     }
 
-    /// Does whatever can be done without another message; returns whether anything came of it.
-    fn pass(&mut self, connection: &Connection, session: &Session) -> Result<bool, Error> {
-        let created = self.create(connection, session)?;
+    /// Does whatever can be done without another message.
+    fn pass(&mut self, connection: &Connection, session: &Session) -> Result<(), Error> {
+        self.create(connection, session)?;
         if self.cancelled {
             self.stop_running(session)?;
         }
@@ -346,12 +350,8 @@ impl Work {
                 Look::Ended(czxid, status) => ended.push((czxid, *task, status)),
             }
         }
-        if ended.is_empty() {
-            return Ok(created);
-        }
         ended.sort_unstable_by_key(|(czxid, ..)| *czxid);
-        self.report(session, ended)?;
-        Ok(true)
+        self.report(session, ended)
     }
 
     fn close(&mut self, task: TaskName) -> Option<Job> {
@@ -369,18 +369,19 @@ impl Work {
         Ok(())
     }
 
-    /// Creates what waits, as far as there is room in the queue; returns whether anything was created.
-    fn create(&mut self, connection: &Connection, session: &Session) -> Result<bool, Error> {
+    /// Creates what waits, as far as there is room in the queue. Several at a time, so their numbers are only about in the
+    /// order of the lines.
+    fn create(&mut self, connection: &Connection, session: &Session) -> Result<(), Error> {
         if self.waiting.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         let Some(stat) = session.stat(TASKS, true)? else {
             if !std::mem::replace(&mut self.told, true) {
                 self.say(&format!("no master has set up {TASKS} at {} yet, waiting", connection.zk()));
             }
-            return Ok(false);
+            return Ok(());
         };
-        let mut created = self.find(connection, session)?;
+        self.find(connection, session)?;
         let tasks = usize::try_from(stat.children).unwrap_or(0);
         let room = self.batch.max_queue.saturating_add(1).saturating_sub(tasks).min(self.waiting.len());
         let results = in_parallel(&self.waiting[..room], |job| submit::create(session, &job.task));
@@ -388,10 +389,7 @@ impl Work {
         let (mut lost, mut unsure) = (None, false);
         for (mut job, result) in std::mem::take(&mut self.waiting).into_iter().zip(results) {
             match result {
-                Ok(path) if job.sent.is_none() => {
-                    created = true;
-                    self.start(submit::name_of(&path)?, job);
-                }
+                Ok(path) if job.sent.is_none() => self.start(submit::name_of(&path)?, job),
                 // An earlier request may have been carried out as well: it is looked which one counts.
                 Ok(_) => {
                     unsure = true;
@@ -416,36 +414,40 @@ impl Work {
         match lost {
             Some(error) => Err(error.into()),
             None if unsure => self.find(connection, session),
-            None => Ok(created),
+            None => Ok(()),
         }
     }
 
-    /// Looks for the tasks of those whose answer was lost; returns whether any is there. A task that is there is the one
-    /// that counts: what comes later has a higher number, and the primary deletes it.
-    fn find(&mut self, connection: &Connection, session: &Session) -> Result<bool, Error> {
+    /// Looks for the tasks of those whose answer was lost. A task that is there is the one that counts: what comes later
+    /// has a higher number, and the primary deletes it.
+    fn find(&mut self, connection: &Connection, session: &Session) -> Result<(), Error> {
         let Some(since) = self.waiting.iter().filter_map(|job| job.sent).min_by_key(|since| since.from) else {
-            return Ok(false);
+            return Ok(());
         };
         connection.sync(session)?;
         let ids: BTreeSet<&str> = self.waiting.iter().filter(|job| job.sent.is_some()).filter_map(Job::id).collect();
         let mut found = look::all_submitted(session, &ids, Some(since))?;
-        let any = !found.is_empty();
         for job in std::mem::take(&mut self.waiting) {
             match job.id().and_then(|id| found.remove(id)) {
                 Some((task, _)) => self.start(task, job),
                 None => self.waiting.push(job),
             }
         }
-        Ok(any)
+        Ok(())
     }
 
     fn start(&mut self, task: TaskName, job: Job) {
+        self.busy = true;
         self.tasks.add(task);
         self.running.insert(task, job);
     }
 
     /// Prints what has ended, in that order, and marks it as what need not be kept.
     fn report(&mut self, session: &Session, ended: Vec<(i64, TaskName, Box<Status>)>) -> Result<(), Error> {
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.busy = true;
         let (mut lines, mut marks) = (Vec::new(), Vec::new());
         for (_, task, status) in ended {
             let Some(job) = self.close(task) else { continue };
