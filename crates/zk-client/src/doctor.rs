@@ -1,7 +1,7 @@
 //! What is wrong with a tree, and what may be done about it while everybody works. Pure.
 //!
 //! A finding is a fact about one look. What daemons are about to mend is none of anybody's business, so a finding counts
-//! when later looks show the very same znodes ([`Finding::same`]). A repair is a write checked by version, a create of
+//! when later looks show the very same znodes (`Finding::same`). A repair is a write checked by version, a create of
 //! what is missing, a delete of what nobody uses, or the steps that a primary would take, in its order; nothing that may
 //! be running is taken from anybody.
 

@@ -1,6 +1,6 @@
 //! Shows what a task writes, attempt by attempt, through whatever happens to workers, masters, ZooKeeper and the network.
 //!
-//! The bytes come from the worker while it can be reached ([`crate::live`]). What it did not give is taken from the tails in
+//! The bytes come from the worker while it can be reached (`live`). What it did not give is taken from the tails in
 //! the status, as soon as they hold all that is left; so a task that ends at once is shown without asking anybody, and with
 //! no worker to ask only the middle of a long output is missing. That is said then.
 
