@@ -108,7 +108,7 @@ impl Ledger {
         if before.iter().any(|run| run.ended.is_none()) && !by_hand {
             self.break_promise(Promise::G3, format!("{task} is started while an attempt of it runs"));
         }
-        if before.iter().any(|run| run.task != task) {
+        if before.iter().any(|run| run.task != task) && !by_hand {
             self.break_promise(Promise::G5, format!("{task} and another task of its submit are run"));
         }
         if !before.is_empty() && order.no_requeue && !by_hand {

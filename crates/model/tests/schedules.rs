@@ -49,7 +49,7 @@ fn promises_are_kept_when_hands_delete_master_and_registrations_and_cancel_tasks
 
 #[test]
 fn one_status_is_reached_whatever_hands_do_to_assignments() {
-    // Two copies may run then (PROTOCOL section 5): the model does not ask for G2 and G3.
+    // Two copies may run then (PROTOCOL section 5): the model does not ask for G2, G3 and G5.
     clean(&Setting { hands: Hands::Assignments, faults: 8, ..Setting::default() }, schedules() / 2);
 }
 
