@@ -113,7 +113,9 @@ impl Outputs {
 
     /// A stream of what is in hand, or was once; `None` when there is no such thing, or no more.
     pub(crate) fn find(&self, path: &OutputPath) -> Option<Arc<Log>> {
-        if let Some(written) = self.in_hand().get(&(path.task, path.fence)) {
+        // Held until the file is open: what is being made is not taken for what has ended, empty as it still is.
+        let in_hand = self.in_hand();
+        if let Some(written) = in_hand.get(&(path.task, path.fence)) {
             return Some(written.get(path.stream).clone());
         }
         let file = self.open(path).ok().flatten()?;
@@ -161,6 +163,7 @@ impl Folder {
     /// Makes all of it, or nothing: on a full disk what is half made would take the room that is needed for the next.
     fn make(outputs: &Arc<Outputs>, start: Start, path: &Path) -> io::Result<Self> {
         fs::create_dir_all(&outputs.work_dir)?;
+        let mut in_hand = outputs.in_hand();
         let new_folder = || fs::DirBuilder::new().mode(0o700).create(path);
         match new_folder() {
             // Of another ensemble that counted likewise, or of an assignment made by hand that is started once more.
@@ -180,7 +183,8 @@ impl Folder {
             Ok(Written { stdout: log(Stream::Stdout)?, stderr: log(Stream::Stderr)? })
         };
         let written = fill().inspect_err(|_| _ = fs::remove_dir_all(path))?;
-        outputs.in_hand().insert(start, written.clone());
+        in_hand.insert(start, written.clone());
+        drop(in_hand);
         Ok(Folder { path: path.to_owned(), files, start, written, outputs: outputs.clone() })
     }
 
@@ -293,6 +297,27 @@ mod tests {
         folder.streams().unwrap().0.set_len(10_000_000_000).unwrap();
         let tail = folder.tails(u64::MAX).0.unwrap();
         assert_eq!((tail.length, tail.bytes.len()), (10_000_000_000, MAX_DATA));
+    }
+
+    #[test]
+    fn what_is_being_made_is_never_taken_for_what_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = outputs(&dir);
+        for fence in 0..300 {
+            std::thread::scope(|scope| {
+                let found = scope.spawn(|| {
+                    loop {
+                        if let Some(log) = outputs.find(&path(fence, Stream::Stdout)) {
+                            return log;
+                        }
+                    }
+                });
+                let folder = Folder::create(&outputs, TASK, fence).unwrap();
+                let found = found.join().unwrap();
+                assert_eq!(found.end(), None, "the command of start {fence} has not ended");
+                drop(folder);
+            });
+        }
     }
 
     #[test]
