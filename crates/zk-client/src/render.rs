@@ -198,23 +198,10 @@ pub(crate) fn status(status: &ClusterStatus) -> Vec<String> {
         [] => "none".to_owned(),
         standby => escape(&standby.join(", ")),
     };
-    let tasks = &status.tasks;
-    let counts = [
-        ("pending", tasks.pending),
-        ("assigned", tasks.assigned),
-        ("running", tasks.running),
-        ("done", tasks.done),
-        ("failed", tasks.failed),
-        ("timeout", tasks.timeout),
-        ("cancelled", tasks.cancelled),
-        ("lost", tasks.lost),
-        ("other", tasks.other),
-    ];
     let head = [("master", master), ("standby", standby), ("workers", status.workers.to_string())];
     let mut lines: Vec<String> = head.iter().map(|(key, value)| format!("{key}: {value}")).collect();
-    lines.push(format!("tasks: {}", counts.iter().map(|(_, count)| count).sum::<usize>()));
-    let shown = counts.iter().filter(|(word, count)| *word != "other" || *count > 0);
-    lines.extend(shown.map(|(word, count)| format!("  {word}: {count}")));
+    lines.push(format!("tasks: {}", status.tasks.each().map(|(_, count)| count).sum::<usize>()));
+    lines.extend(status.tasks.each().map(|(word, count)| format!("  {word}: {count}")));
     lines
 }
 

@@ -76,6 +76,24 @@ pub struct Chunk<'a> {
     pub bytes: Bytes,
 }
 
+impl TaskCounts {
+    /// Each state with its number, in the order of a task's life; what was written by hand is there only if it occurs.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&'static str, usize)> + use<> {
+        let all = [
+            ("pending", self.pending),
+            ("assigned", self.assigned),
+            ("running", self.running),
+            ("done", self.done),
+            ("failed", self.failed),
+            ("timeout", self.timeout),
+            ("cancelled", self.cancelled),
+            ("lost", self.lost),
+            ("other", self.other),
+        ];
+        all.into_iter().filter(|(word, count)| *word != "other" || *count > 0)
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn stream<S: serde::Serializer>(stream: &Stream, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(stream.as_str())

@@ -49,22 +49,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: SystemTime) {
     };
     let standby = if status.standby.is_empty() { "none".to_owned() } else { escape(&status.standby.join(", ")) };
     let master = status.master.as_deref().map_or_else(|| "none: nothing is assigned".to_owned(), escape);
-    let tasks = &status.tasks;
-    let counts = [
-        ("pending", tasks.pending),
-        ("assigned", tasks.assigned),
-        ("running", tasks.running),
-        ("done", tasks.done),
-        ("failed", tasks.failed),
-        ("timeout", tasks.timeout),
-        ("cancelled", tasks.cancelled),
-        ("lost", tasks.lost),
-        ("other", tasks.other),
-    ];
-    let counted = counts.iter().filter(|(word, count)| *word != "other" || *count > 0);
     let mut line = vec![Span::raw("tasks   ")];
-    for (word, count) in counted {
-        let look = if *count > 0 { style(word) } else { Style::new().dim() };
+    for (word, count) in status.tasks.each() {
+        let look = if count > 0 { style(word) } else { Style::new().dim() };
         line.push(Span::styled(format!("{word} {count}  "), look));
     }
     let lines =
