@@ -94,7 +94,10 @@ fn full_workers_are_told_from_the_queue() {
     let tree = Tree::reign("queue");
     tree.worker("w");
     let (first, second) = (tree.task("x"), tree.task("x"));
-    check(&tree, &second, "pending", "queued", "before it in the queue: 1");
+    // One has the slot, one waits ahead of it.
+    check(&tree, &second, "pending", "next", "");
+    let third = tree.task("x");
+    check(&tree, &third, "pending", "queued", "before it in the queue: 2");
     let urgent = task(&tree, ",\"priority\":5");
     check(&tree, &urgent, "pending", "next", "");
     check(&tree, &second, "pending", "queued", "before it in the queue: 2");
