@@ -1,0 +1,79 @@
+//! What many tasks leave in a worker: nothing.
+
+mod common;
+
+use std::{fs, time::Instant};
+
+use common::{Bench, inner, well};
+use e2e::wait_for;
+use zk_session::in_parallel;
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Use {
+    rss_kib: u64,
+    descriptors: usize,
+    threads: usize,
+    /// Processes below it, zombies too.
+    children: usize,
+}
+
+fn used(pid: i32) -> Use {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    Use {
+        rss_kib: rss.and_then(|rss| rss.parse().ok()).unwrap_or(u64::MAX),
+        descriptors: count("fd"),
+        threads: count("task"),
+        children: children.split_whitespace().count(),
+    }
+}
+
+/// So many tasks in each batch. The allocator has what it keeps for later after the first of them.
+const BATCH: usize = 250;
+const FIRST: usize = 8;
+
+/// So many batches more, unless the environment says otherwise. What is kept of a task makes every batch grow, the allocator
+/// now and then: so the median tells the one from the other, with far fewer than 10,000 tasks.
+const BATCHES: usize = 5;
+
+/// 16 bytes of each task.
+const NOISE_KIB: u64 = 4;
+
+#[test]
+fn thousands_of_tasks_leave_no_memory_descriptor_thread_or_zombie() {
+    let bench = Bench::shared("many");
+    let batches = std::env::var("E2E_BATCHES").map_or(BATCHES, |number| number.parse().unwrap());
+    let master = bench.master("m:2223").start();
+    // Of each folder in the work dir a worker knows when it ended, as long as that is kept.
+    let worker = bench.worker("w").args(["--slots", "8", "--work-dir-retain", "1s", "-q"]).start();
+    bench.tree.wait_worker("w");
+    let pid = inner(&worker).as_raw_nonzero().get();
+    let began = Instant::now();
+    let batch = || {
+        let items = vec![(); BATCH];
+        let tasks = in_parallel(&items, |()| bench.tree.submit_with(":", |_| ()));
+        let done = in_parallel(&tasks, |task| bench.tree.wait_status(*task).outcome.word() == "done");
+        assert_eq!(done.into_iter().filter(|done| *done).count(), BATCH);
+        bench.tree.wait_nothing_assigned();
+        used(pid)
+    };
+    let first: Vec<Use> = (0..FIRST).map(|_| batch()).collect();
+    let before = batch();
+    let after: Vec<Use> = (0..batches).map(|_| batch()).collect();
+    let sizes = [before].iter().chain(&after).map(|used| used.rss_kib).collect::<Vec<_>>();
+    let (count, warm) = (BATCH * (FIRST + 1 + batches), first.iter().map(|used| used.rss_kib).collect::<Vec<_>>());
+    println!("{count} tasks in {} ms: {warm:?} {sizes:?} KiB, {before:?}", began.elapsed().as_millis());
+    let mut growth: Vec<u64> = sizes.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+    growth.sort_unstable();
+    assert!(growth[growth.len() / 2] <= NOISE_KIB, "it grows with every batch: {sizes:?} KiB");
+    wait_for("the worker to be as it was", || {
+        let now = used(pid);
+        let same = now.descriptors <= before.descriptors && now.threads <= before.threads && now.children == 0;
+        if same { Ok(()) } else { Err(format!("{before:?} {now:?}")) }
+    });
+    assert!(after.iter().all(|used| used.threads <= before.threads + 8), "no thread for each task: {after:?}");
+    well(&[&master, &worker]);
+}
