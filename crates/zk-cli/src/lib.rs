@@ -15,6 +15,7 @@ use log::LevelFilter;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::process::{getpid, getppid, set_parent_process_death_signal};
 use zk_session::{Config, ConnectString};
+use znode_paths::{KeyError, TaskKeys};
 
 /// How to reach the ensemble, and how much to say.
 #[derive(Debug, Clone, Args)]
@@ -40,6 +41,28 @@ pub struct CommonArgs {
     pub quiet: u8,
 }
 
+/// The key that signs tasks: of clients and workers.
+#[derive(Debug, Clone, Args)]
+pub struct TaskKeyArgs {
+    /// A file with a key, the same for clients and workers: tasks are signed with it, and no others are run. Of several
+    /// lines the first signs, and all are accepted
+    #[arg(long, env = "ZK_TASK_KEY_FILE", value_name = "FILE", global = true)]
+    task_key: Option<PathBuf>,
+}
+
+impl TaskKeyArgs {
+    /// The keys in the file, if one is given.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn read(&self) -> Result<Option<TaskKeys>, ArgsError> {
+        let read = |file: &PathBuf| {
+            TaskKeys::parse(&read_secret(file)?).map_err(|error| ArgsError::NoTaskKey(file.clone(), error))
+        };
+        self.task_key.as_ref().map(read).transpose()
+    }
+}
+
 /// An option that cannot be used, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ArgsError {
@@ -52,6 +75,9 @@ pub enum ArgsError {
     /// It does not hold an identity.
     #[error("{0} does not hold digest:user:password")]
     NoIdentity(String),
+    /// It does not hold task keys.
+    #[error("{0} holds no task key: {1}")]
+    NoTaskKey(PathBuf, KeyError),
     /// Stop signals cannot be heard.
     #[error("cannot listen for stop signals: {0}")]
     Signals(ctrlc::Error),
@@ -242,6 +268,22 @@ mod tests {
         assert_eq!(config.digest.as_deref(), Some("ann:secret"));
         std::fs::write(file.path(), "ann").unwrap();
         assert!(args(file.path()).config(Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn a_task_key_that_others_can_read_or_guess_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str, mode| {
+            std::fs::write(file.path(), text).unwrap();
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let read = TaskKeyArgs { task_key: Some(file.path().to_owned()) }.read();
+            read.map(|keys| assert!(keys.is_some())).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("0123456789abcdef\n", 0o600), Ok(()));
+        assert!(read("0123456789abcdef\n", 0o640).unwrap_err().contains("chmod 600"));
+        assert!(read("0123456789abcde\n", 0o600).unwrap_err().contains("shorter than 16 bytes"));
+        assert!(read("", 0o600).unwrap_err().contains("empty"));
+        assert!(TaskKeyArgs { task_key: None }.read().unwrap().is_none());
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Parser, Subcommand};
-use zk_cli::CommonArgs;
-use znode_paths::{Bytes, DecodeError, Stream, TaskMeta, TaskName, WorkerName};
+use zk_cli::{CommonArgs, TaskKeyArgs};
+use znode_paths::{Bytes, DecodeError, Stream, TaskKeys, TaskMeta, TaskName, WorkerName};
 
 use crate::batch::Batch;
 use crate::completions::{Kind, Shell};
@@ -25,6 +25,9 @@ use crate::{Config, Error, Job, state};
 pub struct Args {
     #[command(flatten)]
     common: CommonArgs,
+
+    #[command(flatten)]
+    task_key: TaskKeyArgs,
 
     /// The session timeout to ask for
     #[arg(long, env = "ZK_SESSION_TIMEOUT", value_name = "DURATION", default_value = "10s",
@@ -346,9 +349,10 @@ impl Args {
         common.start_log();
         let session = common.config(self.session_timeout);
         let session = session.map_err(|error| Error::Option(error).of("use the options"))?;
+        let task_keys = self.task_key.read().map_err(|error| Error::Option(error).of("use the options"))?;
         let job = match self.command {
-            Command::Submit { task } => Job::Submit(task.order(self.max_queue)?),
-            Command::Run { task } => Job::Run(task.order(self.max_queue)?),
+            Command::Submit { task } => Job::Submit(task.order(task_keys, self.max_queue)?),
+            Command::Run { task } => Job::Run(task.order(task_keys, self.max_queue)?),
             Command::Logs { follow, stdout, stderr, task } => {
                 let streams = match (stdout, stderr) {
                     (true, _) => vec![Stream::Stdout],
@@ -365,7 +369,7 @@ impl Args {
                     let what = "each task is for one worker: neither --on nor --plain can be used";
                     return Err(Error::Usage(what).of(tried));
                 }
-                let (template, command) = (options.template()?, command(&words)?);
+                let (template, command) = (options.template(task_keys)?, command(&words)?);
                 template.task(command.clone()).map_err(|error| error.of(tried))?;
                 Job::Each(Each { template, command, max_queue: self.max_queue })
             }
@@ -376,7 +380,7 @@ impl Args {
                     let what = "standard input cannot be both the commands and what they read";
                     return Err(Error::Usage(what).of(tried));
                 }
-                let template = options.template()?;
+                let template = options.template(task_keys)?;
                 Job::Batch(Batch { template, max_in_flight, max_queue: self.max_queue, keep, file })
             }
             Command::Wait { tasks } => Job::Wait(tasks.into_iter().collect()),
@@ -384,7 +388,7 @@ impl Args {
             Command::Show { task } => Job::Show(task),
             Command::Why { task } => Job::Why(task),
             Command::Cancel { tasks } => Job::Cancel(tasks),
-            Command::Retry { tasks } => Job::Retry(tasks, self.max_queue),
+            Command::Retry { tasks } => Job::Retry(tasks, task_keys, self.max_queue),
             Command::Rm { tasks } => Job::Remove(tasks),
             Command::Workers => Job::Workers,
             Command::Drain { worker } => Job::Drain(worker, true),
@@ -400,9 +404,10 @@ impl Args {
 }
 
 impl TaskArgs {
-    fn order(self, max_queue: usize) -> Result<Order, Failure> {
-        let task = self.options.template()?.task(command(&self.command)?);
-        Ok(Order { task: task.map_err(|error| error.of(TRIED))?, max_queue })
+    fn order(self, task_keys: Option<TaskKeys>, max_queue: usize) -> Result<Order, Failure> {
+        let template = self.options.template(task_keys)?;
+        let task = template.task(command(&self.command)?).map_err(|error| error.of(TRIED))?;
+        Ok(Order { task, task_keys: template.task_keys, max_queue })
     }
 }
 
@@ -426,9 +431,13 @@ impl TaskOptions {
         }
     }
 
-    fn template(self) -> Result<Template, Failure> {
+    fn template(self, task_keys: Option<TaskKeys>) -> Result<Template, Failure> {
+        if self.plain && task_keys.is_some() {
+            let what = "a --plain task has no place for the signature of --task-key (ZK_TASK_KEY_FILE)";
+            return Err(Error::Usage(what).of(TRIED));
+        }
         if self.plain {
-            return Ok(Template { meta: None });
+            return Ok(Template { meta: None, task_keys });
         }
         let stdin = self.stdin.as_deref().map(input).transpose()?;
         let defaults = TaskMeta::new(String::new());
@@ -449,7 +458,7 @@ impl TaskOptions {
             stdin,
             ..defaults
         };
-        Ok(Template { meta: Some(meta) })
+        Ok(Template { meta: Some(meta), task_keys })
     }
 }
 
@@ -494,7 +503,7 @@ mod tests {
         let line = ["zk-client", "submit"].iter().chain(words);
         let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
         let Command::Submit { task } = args.command else { panic!("not a submit") };
-        Ok(task.order(args.max_queue).map_err(|failure| failure.to_string())?.task)
+        Ok(task.order(None, args.max_queue).map_err(|failure| failure.to_string())?.task)
     }
 
     #[track_caller]

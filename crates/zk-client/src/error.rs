@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use znode_paths::{DecodeError, MAX_DATA, TaskName, WorkerName, paths};
+use znode_paths::{DecodeError, MAX_DATA, TaskName, Unsigned, WorkerName, paths};
 
 /// Why something could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,9 @@ pub enum Error {
     /// What is asked for can only be done with one that has ended.
     #[error("{0} has not ended: wait for it, or stop it with `zk-client cancel {0}`")]
     NotEnded(TaskName),
+    /// It would be signed with our key now, whoever wrote it.
+    #[error("{0} is not submitted anew with a task key: {1}")]
+    Unsigned(TaskName, Unsigned),
     /// It is neither registered nor known from earlier.
     #[error("no such worker: {0}, see `zk-client workers`")]
     NoWorker(WorkerName),

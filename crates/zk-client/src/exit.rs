@@ -58,6 +58,7 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NoMaster { .. }
         | Error::NoTask(_)
         | Error::NotEnded(_)
+        | Error::Unsigned(..)
         | Error::BeingRemoved { .. }
         | Error::NoWorker(_)
         | Error::NoWorkers

@@ -135,7 +135,7 @@ fn attempt(
     if let Some(meta) = &mut task.meta {
         meta.submit = Some(held.submit.clone());
     }
-    let created = submit::create(session, &task)?;
+    let created = submit::create(session, &task, order.task_keys.as_ref())?;
     // Others may have created it, too.
     match look::submitted(session, &held.submit, held.since)? {
         Some((name, _)) => Ok(Attempt::Created(name)),
@@ -145,6 +145,7 @@ fn attempt(
 
 /// Whether two tasks ask for the same.
 fn same(one: &Task, other: &Task) -> bool {
-    let options = |task: &Task| task.meta.clone().map(|meta| TaskMeta { submit: None, ..meta });
+    let options =
+        |task: &Task| task.meta.clone().map(|meta| TaskMeta { submit: None, signed_ms: None, mac: None, ..meta });
     one.command == other.command && options(one) == options(other)
 }

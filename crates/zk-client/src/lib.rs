@@ -46,7 +46,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use znode_paths::{TaskName, WorkerName};
+use znode_paths::{TaskKeys, TaskName, WorkerName};
 
 pub use args::Args;
 pub use batch::Batch;
@@ -95,8 +95,8 @@ pub enum Job {
     Why(TaskName),
     /// Ask for tasks to be stopped.
     Cancel(Vec<TaskName>),
-    /// Submit finished tasks anew, unless there are more tasks than this.
-    Retry(Vec<TaskName>, usize),
+    /// Submit finished tasks anew, signed with these keys, unless there are more tasks than this.
+    Retry(Vec<TaskName>, Option<TaskKeys>, usize),
     /// Remove finished tasks.
     Remove(Vec<TaskName>),
     /// List the workers.
@@ -146,7 +146,9 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         Job::Show(task) => ("show the task", show(&mut connection, task, json)),
         Job::Why(task) => ("explain the task", explain(&mut connection, task, json)),
         Job::Cancel(tasks) => ("cancel", act::cancel(&mut connection, &tasks, json)),
-        Job::Retry(tasks, max_queue) => ("retry", act::retry(&mut connection, &tasks, max_queue, json)),
+        Job::Retry(tasks, task_keys, max_queue) => {
+            ("retry", act::retry(&mut connection, &tasks, task_keys.as_ref(), max_queue, json))
+        }
         Job::Remove(tasks) => ("remove", act::remove(&mut connection, &tasks, json)),
         Job::Drain(worker, drain) => {
             let tried = if drain { "drain" } else { "undrain" };

@@ -1,10 +1,11 @@
 //! Creating a task: one submit is one task, also when the answer is lost (PROTOCOL section 3, Clients; G5).
 
-use std::time::Instant;
+use std::borrow::Cow;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use zk_session::{Kind, Session, Stat};
 use znode_paths::paths::{self, Place};
-use znode_paths::{DecodeError, Format, Since, Task, TaskMeta, TaskName, paths::TASKS};
+use znode_paths::{DecodeError, Format, Since, Task, TaskKeys, TaskMeta, TaskName, paths::TASKS};
 
 use crate::connection::{Connection, Patience};
 use crate::{Error, key, look, output};
@@ -14,6 +15,8 @@ use crate::{Error, key, look, output};
 pub struct Order {
     /// With a submit id, except for `--plain`.
     pub task: Task,
+    /// What it is signed with.
+    pub task_keys: Option<TaskKeys>,
     /// With more tasks than this, nothing is submitted.
     pub max_queue: usize,
 }
@@ -23,6 +26,8 @@ pub struct Order {
 pub struct Template {
     /// Nothing with `--plain`.
     pub meta: Option<TaskMeta>,
+    /// What they are signed with.
+    pub task_keys: Option<TaskKeys>,
 }
 
 impl Template {
@@ -33,12 +38,19 @@ impl Template {
     pub fn task(&self, command: String) -> Result<Task, Error> {
         let meta = self.meta.clone().map(|meta| TaskMeta { submit: Some(random_id()), ..meta });
         let task = Task { command, meta };
-        task.encode_checked().map_err(|error| match error {
+        signed(&task, self.task_keys.as_ref()).encode_checked().map_err(|error| match error {
             DecodeError::TooLong(bytes) => Error::TooLong(bytes),
             error => Error::Command(error),
         })?;
         Ok(task)
     }
+}
+
+/// The task as it is written now.
+fn signed<'a>(task: &'a Task, keys: Option<&TaskKeys>) -> Cow<'a, Task> {
+    let Some(keys) = keys else { return Cow::Borrowed(task) };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Cow::Owned(keys.sign(task, u64::try_from(now.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Two submits with the same id would be one task.
@@ -63,12 +75,12 @@ pub(crate) fn submit(
         if !may_send() {
             return Err(Error::NotSubmitted);
         }
-        match (create(&session, &order.task), id) {
+        match (create(&session, &order.task, order.task_keys.as_ref()), id) {
             (Ok(path), _) => return name_of(&path),
             // Somebody deleted /tasks in between: a master will make it again.
             (Err(zk_session::Error::NoNode(_)), _) => {}
             (Err(error @ zk_session::Error::Lost(_)), Some(id)) => {
-                return recover(connection, &order.task, id, since(&stat), &error);
+                return recover(connection, order, id, since(&stat), &error);
             }
             (Err(error @ zk_session::Error::Lost(_)), None) => return Err(Error::UnknownPlain(error)),
             (Err(error), _) => return Err(Error::Request(error)),
@@ -78,8 +90,8 @@ pub(crate) fn submit(
 
 /// ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it
 /// refuses, again and again. Any other child makes it count on.
-pub(crate) fn create(session: &Session, task: &Task) -> Result<String, zk_session::Error> {
-    let data = task.encode();
+pub(crate) fn create(session: &Session, task: &Task, keys: Option<&TaskKeys>) -> Result<String, zk_session::Error> {
+    let data = signed(task, keys).encode();
     loop {
         match session.create(paths::NEW_TASK, &data, Kind::Sequential) {
             Err(zk_session::Error::NodeExists(_)) => {
@@ -158,7 +170,7 @@ pub fn next(lowest: Option<TaskName>, created: Option<String>) -> Next {
 /// comes later has a higher one, and the primary deletes it.
 fn recover(
     connection: &mut Connection,
-    task: &Task,
+    order: &Order,
     id: &str,
     since: Since,
     lost: &zk_session::Error,
@@ -178,7 +190,7 @@ fn recover(
             loop {
                 match next(look::submitted(&session, id, Some(since))?.map(|(name, _)| name), created) {
                     Next::Report(path) => return Ok(path),
-                    Next::Create => created = Some(create(&session, task)?),
+                    Next::Create => created = Some(create(&session, &order.task, order.task_keys.as_ref())?),
                 }
             }
         };

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use zk_cli::CommonArgs;
+use zk_cli::{CommonArgs, TaskKeyArgs};
 use zk_http::Listen;
 use znode_paths::{Address, WorkerName};
 
+use crate::judge::Rules;
 use crate::keeper::Keep;
 use crate::{Config, Error, Identity};
 
@@ -73,6 +74,13 @@ pub struct Args {
     /// The user that tasks run as, by name or number; only root can do that [default: the worker's own]
     #[arg(long, env = "ZK_RUN_AS", value_name = "USER")]
     run_as: Option<String>,
+
+    #[command(flatten)]
+    task_key: TaskKeyArgs,
+
+    /// With a task key: how long after it was signed a task may be started
+    #[arg(long, env = "ZK_TASK_MAX_AGE", value_name = "DURATION", default_value = "24h", value_parser = zk_cli::duration)]
+    task_max_age: Duration,
 
     /// What becomes of running tasks when ZooKeeper is not reached for so long that they may be given to others
     #[arg(long, env = "ZK_ON_LOST", value_name = "kill|keep", default_value = "kill")]
@@ -143,6 +151,7 @@ impl Args {
             grace: self.grace,
             output_limit: self.output_limit,
             run_as: self.run_as.map(identity).transpose()?,
+            signed: self.task_key.read()?.map(|keys| Rules { keys, max_age: self.task_max_age }),
             keep: Keep { age: self.work_dir_retain, bytes: self.work_dir_max },
             on_lost: self.on_lost,
         })

@@ -14,8 +14,8 @@ use znode_paths::{
     StatusMeta, Task, TaskName, Worker, WorkerMeta, decode_epoch,
 };
 
-use crate::jobs::{Jobs, Stage, Start, Written};
-use crate::judge::{Case, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left, too_late};
+use crate::jobs::{Jobs, Stage, Start, Written, now_ms};
+use crate::judge::{Case, Claim, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left, too_late};
 use crate::{Leaving, Life};
 
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
@@ -287,7 +287,7 @@ impl Connection {
             {
                 done_already(self.session.write(&path, &answer.encode(), Some(stat.version)).map(drop))?;
             }
-            let facts = self.read_task(task)?.map(|(facts, _)| facts);
+            let facts = self.read_task(task, life)?.map(|(facts, _)| facts);
             if let Some(why) = oversee(facts.as_ref(), czxid, ours) {
                 jobs.stop(&task, why, life);
             }
@@ -320,7 +320,7 @@ impl Connection {
         }
         let assignment = Assignment::decode(&data);
         let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
-        let (facts, task) = self.read_task(name)?.unzip();
+        let (facts, task) = self.read_task(name, life)?.unzip();
         let (czxid, failures) = facts.as_ref().map_or((0, 0), |facts: &TaskFacts| (facts.czxid, facts.failures));
         let own =
             Own { instance: life.instance, room: room && jobs.free(life) > 0, leaving: life.leaving > Leaving::No };
@@ -355,15 +355,16 @@ impl Connection {
                 self.settled.insert(name);
             }
             Verdict::End(outcome, reason) => {
+                log::info!("ended unstarted task={name} status={}: {reason}", outcome.word());
                 let status = match task.flatten() {
                     Some(Task { meta: None, .. }) => Status::plain(outcome),
                     _ => {
-                        let worker = Some(life.config.name.clone());
-                        let meta = StatusMeta { reason: Some(reason), worker, ..StatusMeta::default() };
+                        // With the fence whoever follows the assignment knows that it wrote nothing.
+                        let (worker, fence) = (Some(life.config.name.clone()), Some(stat.czxid));
+                        let meta = StatusMeta { reason: Some(reason), worker, fence, ..StatusMeta::default() };
                         Status { outcome, meta: Some(meta) }
                     }
                 };
-                log::info!("ended unstarted task={name} status={}", status.outcome.word());
                 match done_already(
                     self.session.create(&paths::status(&name), &status.encode(), Kind::Persistent).map(drop),
                 ) {
@@ -378,11 +379,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads a task and what is below it, and sets a watch on that. The task itself is missing where it cannot be decoded.
+    /// Reads a task and what is below it, and sets a watch on that. The task itself is missing where nobody may run it.
     ///
     /// What is below it is read first: whoever removes a finished task marks it before its status goes, so one that is
     /// seen without a status and then without the mark has not ended.
-    fn read_task(&self, name: TaskName) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
+    fn read_task(&self, name: TaskName, life: &Life) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
         let path = paths::task(&name);
         let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
         let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
@@ -399,13 +400,17 @@ impl Connection {
             }
         }
         let task = match Task::decode(&data) {
-            Ok(task) => Some(task),
+            Ok(task) => Ok(task),
             Err(DecodeError::Removed) => return Ok(None),
-            Err(error) => {
-                facts.undecodable = Some(error.to_string());
-                None
-            }
+            Err(error) => Err(error.to_string()),
         };
+        let task = task.and_then(|task| {
+            let Some(rules) = &life.config.signed else { return Ok(task) };
+            let (created_ms, version) = (stat.ctime_ms, stat.version);
+            let claim = Claim { task: &task, data: &data, created_ms, version, now_ms: now_ms() };
+            rules.accept(&claim, &life.config.name, &life.config.labels).map(|()| task)
+        });
+        let task = task.map_err(|why| facts.refused = Some(why)).ok();
         if task.as_ref().is_some_and(|task| retries_left(task, 0)) {
             for number in &facts.attempts {
                 let record = self.session.read(&paths::attempt(&name, *number), false)?;
@@ -422,7 +427,7 @@ impl Connection {
             jobs.iter().filter(|(_, job)| matches!(job.stage, Stage::Ended(_))).map(|(name, _)| *name).collect();
         for name in ended {
             // Something happened to it that was not looked at yet.
-            if self.stale.contains(&name) && self.read_task(name)?.is_some_and(|(facts, _)| facts.cancel) {
+            if self.stale.contains(&name) && self.read_task(name, life)?.is_some_and(|(facts, _)| facts.cancel) {
                 jobs.cancel_ended(&name);
             }
             let written = jobs.written(&name, life);

@@ -1,8 +1,9 @@
 //! What a worker does about what it has read: decisions as values. No I/O, no clock, no processes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use znode_paths::{Assignment, AssignmentMeta, Instance, LiveName, Outcome, Task, TaskName};
+use znode_paths::{Assignment, AssignmentMeta, Instance, LiveName, Outcome, Task, TaskKeys, TaskName, WorkerName};
 
 /// An assignment as it was read, then `/epoch`, then the task, all on the same session and never from memory.
 #[derive(Debug, Clone)]
@@ -28,8 +29,8 @@ pub struct TaskFacts {
     pub attempts: BTreeSet<u32>,
     /// How many of them are recorded as failed; not looked for where the task is not to be tried again.
     pub failures: u32,
-    /// Why its data cannot be decoded.
-    pub undecodable: Option<String>,
+    /// Why nobody may run it: its data cannot be decoded, or is not signed ([`Rules::accept`]).
+    pub refused: Option<String>,
 }
 
 /// The worker itself.
@@ -96,7 +97,7 @@ pub fn judge(case: &Case<'_>, own: Own) -> Verdict {
     if task.cancel {
         return Verdict::End(Outcome::Cancelled, "cancelled before it started".to_owned());
     }
-    if let Some(why) = &task.undecodable {
+    if let Some(why) = &task.refused {
         return Verdict::End(Outcome::Failed, why.clone());
     }
     match own {
@@ -104,6 +105,77 @@ pub fn judge(case: &Case<'_>, own: Own) -> Verdict {
         Own { leaving: true, .. } => Verdict::Return,
         Own { room: false, .. } => Verdict::Wait,
         _ => Verdict::Start(attempt),
+    }
+}
+
+/// How far the clocks of clients, workers and ZooKeeper servers may be apart where tasks are signed.
+const SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// What a worker with a task key demands of a task.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// One of them has signed it.
+    pub keys: TaskKeys,
+    /// No longer ago than this.
+    pub max_age: Duration,
+}
+
+/// A task as it was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// What it says.
+    pub task: &'a Task,
+    /// In these bytes.
+    pub data: &'a [u8],
+    /// When its znode was made, in milliseconds since 1970 by the clocks of the servers.
+    pub created_ms: i64,
+    /// How often they were written since.
+    pub version: i32,
+    /// Now, in milliseconds since 1970 by the worker's clock.
+    pub now_ms: u64,
+}
+
+impl Rules {
+    /// Whether a worker of this name and with these labels may run the task.
+    ///
+    /// Whoever can write to the tree can copy a signed task. The copy has the submit id of the first, of which the primary
+    /// lets one be there; it is created later than it was signed, or written over something that was; and it runs where the
+    /// signed options say. What is left is the time by which clocks may differ, and to run the first again until it is too
+    /// old.
+    ///
+    /// # Errors
+    /// Why not: the reason with which the task ends.
+    pub fn accept(
+        &self,
+        claim: &Claim<'_>,
+        name: &WorkerName,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        let signed_ms = self.keys.check(claim.task, claim.data).map_err(|unsigned| unsigned.to_string())?;
+        let since = |ms: u64| Duration::from_millis(ms.saturating_sub(signed_ms));
+        let before = |ms: u64| Duration::from_millis(signed_ms.saturating_sub(ms));
+        let created_ms = u64::try_from(claim.created_ms).unwrap_or_default();
+        let age = since(claim.now_ms);
+        if age > self.max_age {
+            let (age, limit) = (age.as_secs(), self.max_age.as_secs());
+            return Err(format!("it was signed {age} s ago, and the worker's --task-max-age is {limit} s"));
+        }
+        if before(claim.now_ms) > SKEW {
+            let ahead = before(claim.now_ms).as_secs();
+            return Err(format!("it was signed {ahead} s in the future: the clocks of client and worker differ"));
+        }
+        if claim.version != 0 || since(created_ms).max(before(created_ms)) > SKEW {
+            return Err("it was not created when it was signed: it is a copy, or clocks differ".to_owned());
+        }
+        if let Some(meta) = &claim.task.meta {
+            if meta.on.as_ref().is_some_and(|on| on != name) {
+                return Err(format!("it is signed for another worker than {name}"));
+            }
+            if meta.require.iter().any(|(key, value)| labels.get(key) != Some(value)) {
+                return Err(format!("it is signed for workers with labels that {name} does not have"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -322,6 +394,84 @@ mod tests {
         for settled in [Assignment::default(), assigned(|_| ()), started, assigned(|meta| meta.returned = true)] {
             assert_eq!(too_late(settled), None);
         }
+    }
+
+    const NOW_MS: u64 = 1_700_000_000_000;
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    /// What a worker with a key makes of a task that was signed so long ago, if it is so changed.
+    fn accepted(ago: Duration, change: impl FnOnce(&mut Task, &mut Claim<'_>)) -> Result<(), String> {
+        let rules = Rules { keys: TaskKeys::parse("0123456789abcdef").unwrap(), max_age: DAY };
+        let signed_ms = NOW_MS - u64::try_from(ago.as_millis()).unwrap();
+        let task = rules.keys.sign(&Task { command: "true".into(), meta: Some(TaskMeta::new("s".into())) }, signed_ms);
+        let created_ms = i64::try_from(signed_ms).unwrap();
+        let mut changed = task.clone();
+        let mut claim = Claim { task: &task, data: b"", created_ms, version: 0, now_ms: NOW_MS };
+        change(&mut changed, &mut claim);
+        let data = changed.encode();
+        let claim = Claim { task: &changed, data: &data, ..claim };
+        rules.accept(&claim, &"w".parse().unwrap(), &BTreeMap::new())
+    }
+
+    #[track_caller]
+    fn check_refused(ago: Duration, change: impl FnOnce(&mut Task, &mut Claim<'_>), why: &str) {
+        let refused = accepted(ago, change).expect_err("must not be run");
+        assert!(refused.contains(why), "{refused}");
+    }
+
+    #[test]
+    fn what_is_signed_is_run_until_it_is_too_old() {
+        assert_eq!(accepted(Duration::ZERO, |_, _| ()), Ok(()));
+        assert_eq!(accepted(DAY, |_, _| ()), Ok(()));
+        let late = "it was signed 86401 s ago, and the worker's --task-max-age is 86400 s";
+        check_refused(DAY + Duration::from_secs(1), |_, _| (), late);
+    }
+
+    #[test]
+    fn what_is_not_signed_or_was_changed_is_not_run() {
+        check_refused(Duration::ZERO, |task, _| task.meta = None, "not signed");
+        check_refused(Duration::ZERO, |task, _| task.meta.as_mut().unwrap().mac = None, "not signed");
+        check_refused(Duration::ZERO, |task, _| task.command = "false".into(), "its signature is wrong");
+        check_refused(Duration::ZERO, |task, _| task.meta.as_mut().unwrap().retries = 9, "its signature is wrong");
+        check_refused(Duration::ZERO, |task, _| task.meta.as_mut().unwrap().signed_ms = None, "its signature is wrong");
+    }
+
+    #[test]
+    fn a_copy_of_what_is_signed_is_not_run() {
+        let copy = "a copy, or clocks differ";
+        let skew = i64::try_from(SKEW.as_millis()).unwrap();
+        for made in [skew + 1, -skew - 1, i64::MIN / 2] {
+            check_refused(DAY, |_, claim| claim.created_ms += made, copy);
+        }
+        check_refused(DAY, |_, claim| claim.version = 1, copy);
+        assert_eq!(accepted(DAY, |_, claim| claim.created_ms += skew), Ok(()), "clocks differ a little");
+        assert_eq!(accepted(Duration::ZERO, |_, claim| claim.now_ms -= 300_000), Ok(()), "clocks differ a little");
+        check_refused(Duration::ZERO, |_, claim| claim.now_ms -= 301_000, "301 s in the future");
+    }
+
+    /// Whoever assigns it, by hand or as a master.
+    #[test]
+    fn what_is_signed_runs_only_where_it_says() {
+        let rules = Rules { keys: TaskKeys::parse("0123456789abcdef").unwrap(), max_age: DAY };
+        let accepts = |change: &dyn Fn(&mut TaskMeta)| {
+            let mut meta = TaskMeta::new("s".into());
+            change(&mut meta);
+            let task = rules.keys.sign(&Task { command: "true".into(), meta: Some(meta) }, NOW_MS);
+            let created_ms = i64::try_from(NOW_MS).unwrap();
+            let claim = Claim { task: &task, data: &task.encode(), created_ms, version: 0, now_ms: NOW_MS };
+            rules.accept(&claim, &"w".parse().unwrap(), &BTreeMap::from([("a".into(), "b".into())])).is_ok()
+        };
+        assert!(accepts(&|meta| meta.on = Some("w".parse().unwrap())));
+        assert!(!accepts(&|meta| meta.on = Some("v".parse().unwrap())));
+        assert!(accepts(&|meta| _ = meta.require.insert("a".into(), "b".into())));
+        assert!(!accepts(&|meta| _ = meta.require.insert("a".into(), "c".into())));
+        assert!(!accepts(&|meta| _ = meta.require.insert("c".into(), String::new())));
+    }
+
+    #[test]
+    fn what_is_refused_ends_as_failed_with_the_reason() {
+        let failed = Verdict::End(Outcome::Failed, "not signed".into());
+        check(&assigned(|_| ()), facts(|task| task.refused = Some("not signed".into())), own(), &failed);
     }
 
     #[test]

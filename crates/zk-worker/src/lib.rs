@@ -75,6 +75,8 @@ pub struct Config {
     pub output_limit: u64,
     /// The user that tasks run as; nothing for the worker's own.
     pub run_as: Option<Identity>,
+    /// What is demanded of tasks; nothing where they need not be signed.
+    pub signed: Option<judge::Rules>,
     /// What to keep of what has ended.
     pub keep: Keep,
     /// What becomes of running tasks when the worker counts as lost.
@@ -193,7 +195,7 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let serve = |listener| serve::serve(listener, outputs.clone(), pulse.clone()).map_err(Error::Thread);
     let server = listener.map(serve).transpose()?;
     if config.run_as.is_none() && rustix::process::geteuid().is_root() {
-        log::warn!("tasks run as root: whoever can write to the tree is root here (--run-as gives them another user)");
+        log::warn!("tasks run as root: whoever can submit is root here (--run-as gives them another user)");
     }
     let (tx, rx) = mpsc::channel();
     let ping = tx.clone();

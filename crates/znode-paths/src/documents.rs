@@ -165,6 +165,12 @@ pub struct TaskMeta {
     /// It has ended and is not to be kept: set by [`Task::removed`].
     #[serde(default, skip_serializing_if = "is_default")]
     pub removed: bool,
+    /// When it was signed, in milliseconds since 1970 by the client's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_ms: Option<u64>,
+    /// The signature of all that stands before it ([`TaskKeys`](crate::TaskKeys)): always the last field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
 }
 
 /// The longest pause between a failure and the next attempt, in milliseconds, before jitter: an hour.
@@ -202,6 +208,8 @@ impl TaskMeta {
             backoff_ms: 0,
             key: None,
             removed: false,
+            signed_ms: None,
+            mac: None,
         }
     }
 

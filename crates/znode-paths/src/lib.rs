@@ -43,6 +43,7 @@ mod documents;
 mod names;
 mod output;
 pub mod paths;
+mod signature;
 
 pub use documents::{
     Assignment, AssignmentMeta, Attempt, AttemptKind, AttemptMeta, Bytes, DecodeError, Drain, Format, Key, Live,
@@ -51,3 +52,4 @@ pub use documents::{
 };
 pub use names::{Address, Instance, LiveName, NameError, TaskName, WorkerName};
 pub use output::{OutputPath, Stream};
+pub use signature::{KeyError, TaskKeys, Unsigned};

@@ -1,0 +1,154 @@
+//! Workers with a task key run what is signed with it, and nothing else (SECURITY.md).
+
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use common::{Bench, Pair, SECOND};
+use e2e::Daemon;
+use znode_paths::{Task, TaskKeys, TaskMeta, TaskName, paths};
+
+const KEY: &str = "the key of clients and workers";
+
+/// A file for `--task-key`.
+fn key_file(bench: &Bench, name: &str, text: &str) -> String {
+    let file = bench.path(name);
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// A master, and a worker that demands signatures.
+fn pair(name: &str) -> Pair {
+    let bench = Bench::shared(name);
+    let key = key_file(&bench, "key", KEY);
+    let master = bench.master("m:2223").start();
+    let worker = bench.worker("w").args(["--task-key", &key, "--task-max-age", "1h"]).start();
+    bench.tree.wait_worker("w");
+    Pair { bench, master, worker }
+}
+
+/// A client that has ended: with the worker's key, or another.
+#[track_caller]
+fn client(pair: &Pair, key: &str, args: &[&str]) -> Daemon {
+    let client = pair.client().env("ZK_TASK_KEY_FILE", key_file(pair, "client's", key)).args(args).start();
+    client.wait_exit(60 * SECOND);
+    client
+}
+
+/// That a task was not run, and the reason in its status.
+#[track_caller]
+fn check_refused(pair: &Pair, task: TaskName, why: &str) {
+    let status = pair.tree.expect(task, "failed");
+    let meta = status.meta.unwrap_or_else(|| panic!("no reason: {why}"));
+    let reason = meta.reason.unwrap_or_default();
+    assert!(reason.contains(why), "{reason}");
+    assert_eq!(meta.exit_code, None, "it ran");
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// The data of a task signed so long ago.
+fn signed(command: &str, ago_ms: u64, change: impl FnOnce(&mut TaskMeta)) -> Vec<u8> {
+    let mut meta = TaskMeta::new(format!("{:016x}", fastrand::u64(..)));
+    change(&mut meta);
+    let task = Task { command: command.to_owned(), meta: Some(meta) };
+    TaskKeys::parse(KEY).unwrap().sign(&task, now_ms() - ago_ms).encode()
+}
+
+#[test]
+fn every_command_that_makes_tasks_signs_them() {
+    let pair = pair("commands");
+    let run = client(&pair, KEY, &["run", "--env", "A=b", "--stdin", "/dev/null", "--", "echo $A"]);
+    assert_eq!((run.exited().unwrap().code(), run.stdout().as_str()), (Some(0), "b\n"), "{}", run.stderr());
+    let each = client(&pair, KEY, &["each", "--", "echo x"]);
+    assert_eq!(each.stdout(), "w: x\n", "{}", each.stderr());
+    let keyed = client(&pair, KEY, &["submit", "--key", "k", "--", "true"]);
+    pair.tree.expect(keyed.stdout().trim().parse().unwrap(), "done");
+    let commands = pair.path("commands");
+    fs::write(&commands, "true\ntrue\n").unwrap();
+    let batch = client(&pair, KEY, &["batch", commands.to_str().unwrap()]);
+    assert_eq!(batch.stdout().matches("\tdone\t0\ttrue\n").count(), 2, "{}", batch.stderr());
+    let first = client(&pair, KEY, &["submit", "--", "exit 3"]).stdout();
+    pair.tree.expect(first.trim().parse().unwrap(), "failed");
+    let again = client(&pair, KEY, &["retry", first.trim()]).stdout();
+    let status = pair.tree.expect(again.trim().parse().unwrap(), "failed");
+    assert_eq!(status.meta.unwrap().exit_code, Some(3), "it ran");
+}
+
+#[test]
+fn what_is_not_signed_ends_as_failed_and_says_why() {
+    let pair = pair("unsigned");
+    let evidence = pair.note("evidence", "ran");
+    check_refused(&pair, pair.tree.submit(&evidence), "not signed");
+    check_refused(&pair, pair.tree.submit_with(&evidence, |_| ()), "not signed");
+    let other = client(&pair, "another key, another key", &["run", "--", &evidence]);
+    assert_eq!(other.exited().unwrap().code(), Some(1));
+    assert!(other.stderr().contains("failed: its signature is wrong"), "{}", other.stderr());
+    assert_eq!(other.stderr().lines().count(), 1, "nothing is missing: {}", other.stderr());
+    let changed = String::from_utf8(signed(&evidence, 0, |_| ())).unwrap().replace("ran", "run");
+    let changed = pair.tree.submit_data(changed.as_bytes());
+    check_refused(&pair, changed, "its signature is wrong");
+    for command in ["why", "show"] {
+        let told = client(&pair, KEY, &[command, &changed.to_string()]);
+        assert!(told.stdout().contains("its signature is wrong"), "{}", told.stdout());
+    }
+    assert!(pair.lines("evidence").is_empty());
+}
+
+#[test]
+fn what_was_signed_too_long_ago_or_is_a_copy_is_not_run() {
+    let pair = pair("old");
+    let evidence = pair.note("evidence", "ran");
+    let old = pair.tree.submit_data(&signed(&evidence, 2 * 3_600_000, |_| ()));
+    check_refused(&pair, old, "the worker's --task-max-age is 3600 s");
+    // Of one that was signed in time but that the servers did not see then, only a copy can be there.
+    check_refused(&pair, pair.tree.submit_data(&signed(&evidence, 600_000, |_| ())), "it is a copy");
+    let elsewhere = |meta: &mut TaskMeta| _ = meta.require.insert("disk".into(), "ssd".into());
+    let elsewhere = pair.tree.submit_data(&signed(&evidence, 0, elsewhere));
+    let by_hand = paths::assignment(&"w".parse().unwrap(), &elsewhere);
+    pair.tree.create(&by_hand, "");
+    check_refused(&pair, elsewhere, "labels that w does not have");
+    assert!(pair.lines("evidence").is_empty());
+    // The same submit id is the same task, as ever.
+    let data = signed(&evidence, 0, |_| ());
+    let first = pair.tree.submit_data(&data);
+    pair.tree.expect(first, "done");
+    let copy = pair.tree.submit_data(&data);
+    e2e::wait_for("the copy to go", || pair.tree.text(&paths::task(&copy)).map_or(Ok(()), Err));
+    assert_eq!(pair.lines("evidence"), ["ran"]);
+}
+
+#[test]
+fn a_client_signs_only_what_its_user_wrote() {
+    let pair = pair("retry");
+    let task = pair.tree.submit("echo by somebody else");
+    check_refused(&pair, task, "not signed");
+    let retry = client(&pair, KEY, &["retry", &task.to_string()]);
+    assert_eq!((retry.exited().unwrap().code(), retry.stdout().as_str()), (Some(125), ""));
+    assert!(retry.stderr().contains("not signed"), "{}", retry.stderr());
+    let plain = client(&pair, KEY, &["submit", "--plain", "--", "true"]);
+    assert_eq!(plain.exited().unwrap().code(), Some(2), "{}", plain.stderr());
+}
+
+/// A new key is put first in the workers' files, then in the clients'; then the old one goes.
+#[test]
+fn keys_are_changed_while_everybody_works() {
+    let bench = Bench::shared("change");
+    let (new, both) = ("the new key, the new key", format!("the new key, the new key\n{KEY}\n"));
+    let key = key_file(&bench, "key", &both);
+    let master = bench.master("m:2223").start();
+    let worker = bench.worker("w").args(["--task-key", &key]).start();
+    bench.tree.wait_worker("w");
+    let pair = Pair { bench, master, worker };
+    for key in [KEY, &both, new] {
+        let run = client(&pair, key, &["run", "--", "echo x"]);
+        assert_eq!(run.stdout(), "x\n", "{}", run.stderr());
+    }
+}
