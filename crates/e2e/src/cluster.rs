@@ -2,7 +2,6 @@
 //! the loopback address otherwise; tasks that leave [`evidence`]; and what there is to break.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
@@ -19,10 +18,11 @@ use zk_session::{Config, Kind, Session};
 use znode_paths::{Task, TaskMeta, TaskName, paths};
 
 use crate::{
-    Daemon, Ensemble, Host, Hosts, Tree, Txn,
+    Daemon, Ensemble, Host, Hosts, Server, Tree, Txn,
     daemon::{self, Launch},
     evidence::{self, History, Run, Verdict},
     janitor,
+    joined::{self, Part, RolledBack},
     process::lock,
     tree, wait, wait_for, wait_within,
 };
@@ -184,32 +184,35 @@ impl Cluster {
         evidence::runs(&fs::read_to_string(&self.evidence).expect("the file of the evidence is there"))
     }
 
-    /// What the servers committed, oldest first: all that any of them has in its log. A server that went down may have
-    /// something there that was never committed; it is taken out when the server is back.
+    /// What the servers committed, oldest first, and what of it ZooKeeper took back.
     #[must_use]
     #[track_caller]
-    pub fn transactions(&self) -> Vec<Txn> {
-        let logs = self.ensemble.servers.iter().flat_map(|server| server.transactions());
-        let by_zxid: BTreeMap<i64, Txn> = logs.map(|txn| (txn.zxid, txn)).collect();
-        by_zxid.into_values().collect()
+    pub fn transactions(&self) -> (Vec<Txn>, Vec<RolledBack>) {
+        let parts: Vec<Part> = self.ensemble.servers.iter().map(Server::part).collect();
+        joined::join(&parts)
     }
 
     /// [`Cluster::transactions`], sorted.
     #[must_use]
     #[track_caller]
     pub fn history(&self) -> History {
-        History::of(&self.transactions(), "")
+        let (txns, rolled_back) = self.transactions();
+        History { rolled_back, ..History::of(&txns, "") }
     }
 
-    /// Waits until all these tasks have a status and nothing is assigned any more. What is not so after two minutes never
-    /// will be, and is judged as it is.
+    /// Waits until all these tasks have a status and nothing is assigned any more. When none has got one for two minutes, none
+    /// ever will, and what there is is judged as it is.
     pub fn wait_finished(&self, accepted: &[TaskName]) {
         let mut left = accepted.to_vec();
-        let began = Instant::now();
+        let mut progress = Instant::now();
         loop {
+            let before = left.len();
             left.retain(|task| self.tree.stat(&paths::status(task)).is_none());
+            if left.len() < before {
+                progress = Instant::now();
+            }
             let finished = left.is_empty() && self.tree.assigned().is_empty();
-            if finished || began.elapsed() >= 4 * wait::LIMIT {
+            if finished || progress.elapsed() >= 4 * wait::LIMIT {
                 return;
             }
             wait::pause();
@@ -224,6 +227,7 @@ impl Cluster {
         let history = self.history();
         let mut verdict = evidence::judge(&history, &self.runs(), accepted);
         verdict.wrong.extend(history.wrong);
+        verdict.wrong.extend(history.rolled_back.iter().map(ToString::to_string));
         verdict
     }
 
@@ -297,7 +301,7 @@ impl Cluster {
             fs::write(dir.join(format!("{}.log", member.name)), member.log())?;
         }
         let mut transactions = String::new();
-        for txn in self.transactions() {
+        for txn in self.transactions().0 {
             transactions += &format!("{} {:#x} {} {:?}\n", txn.time_ms, txn.session, txn.zxid, txn.kind);
         }
         fs::write(dir.join("transactions"), transactions)?;

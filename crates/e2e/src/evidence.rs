@@ -4,13 +4,16 @@
 //! * **What tasks wrote.** Each of their processes (the program `e2e-task`) appends lines to one file: when it starts, every
 //!   few milliseconds that it lives, when it ends. Each line is one append, so the order of the lines is the order of what
 //!   happened, whatever the clocks said, and a process that should be dead shows.
-//! * **What the servers committed** ([`crate::txnlog`]): which session made each assignment and each status.
+//! * **What the servers committed** ([`crate::txnlog`], [`crate::joined`]): which session made each assignment and each status.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use znode_paths::{Outcome, Status, Task, TaskName, paths, paths::Place, paths::TaskChild};
 
-use crate::txnlog::{Txn, TxnKind};
+use crate::{
+    joined::RolledBack,
+    txnlog::{Txn, TxnKind},
+};
 
 /// What a line of a task says: `task attempt fence host word nanoseconds pid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +132,8 @@ pub struct History {
     pub introduced_ms: Vec<i64>,
     /// What the protocol forbids and yet was committed, as sentences.
     pub wrong: Vec<String>,
+    /// What ZooKeeper itself lost: then nothing else here says anything about our promises.
+    pub rolled_back: Vec<RolledBack>,
 }
 
 /// What was committed about one task.

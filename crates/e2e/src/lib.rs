@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod evidence;
 pub mod fake;
 mod janitor;
+pub mod joined;
 mod jute;
 pub mod netns;
 pub mod port;

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::{
     Host, Port, Txn, janitor,
+    joined::Part,
     process::{self, Process},
     txnlog, wait, wait_for, wait_within,
 };
@@ -197,6 +198,14 @@ impl Server {
     #[track_caller]
     pub fn transactions(&self) -> Vec<Txn> {
         txnlog::read(&self.data_dir()).expect("the transaction log is readable")
+    }
+
+    /// What it knows of what the ensemble committed.
+    #[must_use]
+    #[track_caller]
+    pub fn part(&self) -> Part {
+        let snapshots = txnlog::snapshots(&self.data_dir()).expect("the data directory is readable");
+        Part { txns: self.transactions(), snapshots, ..Part::default() }.with_log(&self.log())
     }
 
     /// The server's own log.

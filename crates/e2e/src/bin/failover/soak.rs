@@ -13,7 +13,7 @@ use e2e::{
 };
 use znode_paths::Outcome;
 
-use crate::{attend, print, say};
+use crate::{Came, attend, print, say};
 
 /// How long a task lasts at most: many faults happen to each of the longer ones.
 const LONGEST: Duration = Duration::from_secs(6);
@@ -100,8 +100,15 @@ fn draw(random: &mut fastrand::Rng, shape: &Shape, links: bool, until: Duration)
     }
 }
 
-/// One round; returns whether all promises were kept.
-pub(crate) fn round(seed: u64, lasts: Duration, tasks: u32) -> bool {
+/// So many rounds that say something, also after one that failed; returns whether all promises were kept in all.
+pub(crate) fn rounds(first: u64, wanted: usize, lasts: Duration, tasks: u32) -> bool {
+    // When each second one says nothing, no more are tried.
+    let tried = (first..).take(wanted.saturating_mul(2)).map(|seed| round(seed, lasts, tasks));
+    tried.filter(|came| *came != Came::Unsound).take(wanted).filter(|came| *came == Came::Kept).count() == wanted
+}
+
+/// One round.
+fn round(seed: u64, lasts: Duration, tasks: u32) -> Came {
     let mut random = fastrand::Rng::with_seed(seed);
     let session_timeout = Duration::from_millis(random.u64(1500..4000));
     let shape = Shape { session_timeout, ..Shape::default() };
@@ -111,14 +118,14 @@ pub(crate) fn round(seed: u64, lasts: Duration, tasks: u32) -> bool {
     }
     let blows = draw(&mut random, &shape, cluster.no_links().is_none(), lasts);
     say(&format!("seed {seed}: {} faults, session timeout {} ms", blows.len(), session_timeout.as_millis()));
-    let well = attend(&mut cluster, &format!("seed-{seed}"), |cluster| soak(cluster, seed, &blows, lasts / tasks));
-    if !well {
+    let came = attend(&mut cluster, &format!("seed-{seed}"), |cluster| soak(cluster, seed, &blows, lasts / tasks));
+    if came == Came::Broken {
         print(&format!("seed {seed}: BROKEN; the same faults again: scripts/failover.sh --rounds 1 --seed {seed} ..."));
         for blow in &blows {
             say(&blow.to_string());
         }
     }
-    well
+    came
 }
 
 fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> bool {
@@ -159,13 +166,19 @@ fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> boo
 
     let (history, runs) = (cluster.history(), cluster.runs());
     let verdict = evidence::judge(&history, &runs, &all);
+    let kept = verdict.wrong.is_empty() && history.wrong.is_empty();
+    let judged = match (history.rolled_back.is_empty(), kept) {
+        (false, _) => "UNSOUND",
+        (true, true) => "kept",
+        (true, false) => "BROKEN",
+    };
     let given_up = history
         .tasks
         .values()
         .filter(|record| record.status.as_ref().is_some_and(|status| status.outcome == Outcome::Lost));
     print(&format!(
         "seed {seed}: {} faults, {} reigns, {} tasks accepted, {} made: {} without a status, {} overlapping; {} started again, \
-         {} ended as lost for they may start once only: {}",
+         {} ended as lost for they may start once only: {judged}",
         blows.len(),
         history.reigns.len(),
         accepted.len(),
@@ -174,12 +187,11 @@ fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> boo
         verdict.overlapped,
         verdict.again,
         given_up.count(),
-        if verdict.wrong.is_empty() && history.wrong.is_empty() { "kept" } else { "BROKEN" },
     ));
     for wrong in verdict.wrong.iter().chain(&history.wrong).take(20) {
         say(&format!("BROKEN: seed {seed}: {wrong}"));
     }
-    verdict.wrong.is_empty() && history.wrong.is_empty()
+    kept
 }
 
 fn wait_until(time: Instant) {
