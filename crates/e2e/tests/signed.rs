@@ -5,12 +5,14 @@
 mod common;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::{Bench, Pair, SECOND};
-use e2e::Daemon;
-use znode_paths::{Task, TaskKeys, TaskMeta, TaskName, paths};
+use e2e::{Daemon, Port};
+use znode_paths::{OutputPath, RequestId, Stream, Task, TaskKeys, TaskMeta, TaskName, paths};
 
 const KEY: &str = "the key of clients and workers";
 
@@ -135,6 +137,57 @@ fn a_client_signs_only_what_its_user_wrote() {
     assert!(retry.stderr().contains("not signed"), "{}", retry.stderr());
     let plain = client(&pair, KEY, &["submit", "--plain", "--", "true"]);
     assert_eq!(plain.exited().unwrap().code(), Some(2), "{}", plain.stderr());
+}
+
+/// What the worker at this port says to a request, with this header.
+fn ask(port: &Port, target: &str, authorization: Option<&str>) -> String {
+    let mut socket = TcpStream::connect(port.address()).unwrap();
+    socket.set_read_timeout(Some(30 * SECOND)).unwrap();
+    let header = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
+    socket.write_all(format!("GET {target} HTTP/1.1\r\nHost: w\r\n{header}\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn output_is_served_to_whoever_has_the_key() {
+    let (bench, port) = (Bench::shared("output"), Port::claim());
+    let key = key_file(&bench, "key", KEY);
+    let master = bench.master("m:2223").start();
+    let launch =
+        bench.worker("w").args(["--task-key", &key, "--address", &port.address(), "--listen", &port.address()]);
+    let worker = launch.start();
+    bench.tree.wait_worker("w");
+    let pair = Pair { bench, master, worker };
+    // More than the status holds.
+    let run = client(&pair, KEY, &["run", "--", "seq 100000"]);
+    assert_eq!((run.stdout().lines().count(), run.stderr().as_str()), (100_000, ""));
+    let task = pair.tree.children("/tasks")[0].clone();
+    let unsigned = pair.client().args(["logs", &task]).start();
+    assert_eq!(unsigned.wait_exit(30 * SECOND).code(), Some(1));
+    assert!(unsigned.stderr().contains("401: it is not signed with a task key"), "{}", unsigned.stderr());
+    let other = client(&pair, "another key, another key", &["logs", &task]);
+    assert!(other.stderr().contains("401: its signature is wrong"), "{}", other.stderr());
+
+    let task: TaskName = task.parse().unwrap();
+    let fence = pair.tree.wait_status(task).meta.unwrap().fence.unwrap();
+    let target = OutputPath { task, fence, stream: Stream::Stdout }.to_string();
+    let keys = TaskKeys::parse(KEY).unwrap();
+    let sign = |target: &str, time_ms| keys.sign_request(target, RequestId { time_ms, nonce: fastrand::u64(..) });
+    let header = sign(&target, now_ms());
+    assert!(ask(&port, &target, Some(&header)).starts_with("HTTP/1.1 200 "));
+    assert!(ask(&port, &target, Some(&header)).contains("it was made before"));
+    let whole = format!("{target}?offset=0");
+    for (header, why) in [
+        (None, "not signed"),
+        (Some(sign(&target, now_ms())), "signature is wrong"),
+        (Some(sign(&whole, now_ms() - 120_000)), "set the clocks"),
+    ] {
+        let answer = ask(&port, &whole, header.as_deref());
+        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains(why), "{why}: {answer}");
+    }
+    assert!(ask(&port, "/healthz", None).starts_with("HTTP/1.1 200 "), "that is nobody's secret");
 }
 
 /// A new key is put first in the workers' files, then in the clients'; then the old one goes.

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
@@ -158,6 +158,12 @@ pub fn host() -> String {
 /// crate seeds itself from the time since boot, and hosts boot at the same time.)
 pub fn random() -> u64 {
     RandomState::new().hash_one(0)
+}
+
+/// The time by the system's clock, in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Calls `stop` at each SIGINT, SIGTERM or SIGHUP. It runs on a thread of its own and should only send. Under `nohup`

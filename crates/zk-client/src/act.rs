@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use zk_session::{Error as Refusal, Kind, Session};
-use znode_paths::{DecodeError, Drain, Status, Task, TaskKeys, TaskName, WorkerName, paths};
+use znode_paths::{DecodeError, Drain, Status, Task, TaskName, WorkerName, paths};
 
 use crate::connection::{Connection, Patience};
 use crate::report::{CancelLine, DrainLine, RemoveLine, RetryLine};
@@ -67,7 +67,6 @@ fn finished(session: &Session, task: TaskName) -> Result<Finished, Refusal> {
 pub(crate) fn retry(
     connection: &mut Connection,
     tasks: &[TaskName],
-    task_keys: Option<&TaskKeys>,
     max_queue: usize,
     json: bool,
 ) -> Result<u8, Error> {
@@ -77,14 +76,14 @@ pub(crate) fn retry(
             DecodeError::Removed => Error::NoTask(vec![retries]),
             error => Error::Command(error),
         })?;
-        if let Some(keys) = task_keys {
+        if let Some(keys) = connection.task_keys() {
             keys.check(&task, &data).map_err(|unsigned| Error::Unsigned(retries, unsigned))?;
         }
         if let Some(meta) = &mut task.meta {
             meta.submit = Some(submit::random_id());
             (meta.key, meta.after) = (None, Vec::new());
         }
-        let task = submit::submit(connection, &Order { task, task_keys: task_keys.cloned(), max_queue }, || true)?;
+        let task = submit::submit(connection, &Order { task, max_queue }, || true)?;
         output::results(json, &[RetryLine { task, retries }], |_| vec![task.to_string()])
     })
 }

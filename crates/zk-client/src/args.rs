@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use zk_cli::{CommonArgs, TaskKeyArgs};
-use znode_paths::{Bytes, DecodeError, Stream, TaskKeys, TaskMeta, TaskName, WorkerName};
+use znode_paths::{Bytes, DecodeError, Stream, TaskMeta, TaskName, WorkerName};
 
 use crate::batch::Batch;
 use crate::completions::{Kind, Shell};
@@ -350,9 +350,10 @@ impl Args {
         let session = common.config(self.session_timeout);
         let session = session.map_err(|error| Error::Option(error).of("use the options"))?;
         let task_keys = self.task_key.read().map_err(|error| Error::Option(error).of("use the options"))?;
+        let signed = task_keys.is_some();
         let job = match self.command {
-            Command::Submit { task } => Job::Submit(task.order(task_keys, self.max_queue)?),
-            Command::Run { task } => Job::Run(task.order(task_keys, self.max_queue)?),
+            Command::Submit { task } => Job::Submit(task.order(signed, self.max_queue)?),
+            Command::Run { task } => Job::Run(task.order(signed, self.max_queue)?),
             Command::Logs { follow, stdout, stderr, task } => {
                 let streams = match (stdout, stderr) {
                     (true, _) => vec![Stream::Stdout],
@@ -369,7 +370,7 @@ impl Args {
                     let what = "each task is for one worker: neither --on nor --plain can be used";
                     return Err(Error::Usage(what).of(tried));
                 }
-                let (template, command) = (options.template(task_keys)?, command(&words)?);
+                let (template, command) = (options.template(signed)?, command(&words)?);
                 template.task(command.clone()).map_err(|error| error.of(tried))?;
                 Job::Each(Each { template, command, max_queue: self.max_queue })
             }
@@ -380,7 +381,7 @@ impl Args {
                     let what = "standard input cannot be both the commands and what they read";
                     return Err(Error::Usage(what).of(tried));
                 }
-                let template = options.template(task_keys)?;
+                let template = options.template(signed)?;
                 Job::Batch(Batch { template, max_in_flight, max_queue: self.max_queue, keep, file })
             }
             Command::Wait { tasks } => Job::Wait(tasks.into_iter().collect()),
@@ -388,7 +389,7 @@ impl Args {
             Command::Show { task } => Job::Show(task),
             Command::Why { task } => Job::Why(task),
             Command::Cancel { tasks } => Job::Cancel(tasks),
-            Command::Retry { tasks } => Job::Retry(tasks, task_keys, self.max_queue),
+            Command::Retry { tasks } => Job::Retry(tasks, self.max_queue),
             Command::Rm { tasks } => Job::Remove(tasks),
             Command::Workers => Job::Workers,
             Command::Drain { worker } => Job::Drain(worker, true),
@@ -399,15 +400,14 @@ impl Args {
             Command::Completions { shell } => Job::Completions(shell),
             Command::Names { kind } => Job::Names(kind),
         };
-        Ok(Config { session, connect_timeout: self.connect_timeout, json: self.json, job })
+        Ok(Config { session, task_keys, connect_timeout: self.connect_timeout, json: self.json, job })
     }
 }
 
 impl TaskArgs {
-    fn order(self, task_keys: Option<TaskKeys>, max_queue: usize) -> Result<Order, Failure> {
-        let template = self.options.template(task_keys)?;
-        let task = template.task(command(&self.command)?).map_err(|error| error.of(TRIED))?;
-        Ok(Order { task, task_keys: template.task_keys, max_queue })
+    fn order(self, signed: bool, max_queue: usize) -> Result<Order, Failure> {
+        let task = self.options.template(signed)?.task(command(&self.command)?);
+        Ok(Order { task: task.map_err(|error| error.of(TRIED))?, max_queue })
     }
 }
 
@@ -431,13 +431,13 @@ impl TaskOptions {
         }
     }
 
-    fn template(self, task_keys: Option<TaskKeys>) -> Result<Template, Failure> {
-        if self.plain && task_keys.is_some() {
+    fn template(self, signed: bool) -> Result<Template, Failure> {
+        if self.plain && signed {
             let what = "a --plain task has no place for the signature of --task-key (ZK_TASK_KEY_FILE)";
             return Err(Error::Usage(what).of(TRIED));
         }
         if self.plain {
-            return Ok(Template { meta: None, task_keys });
+            return Ok(Template { meta: None });
         }
         let stdin = self.stdin.as_deref().map(input).transpose()?;
         let defaults = TaskMeta::new(String::new());
@@ -458,7 +458,7 @@ impl TaskOptions {
             stdin,
             ..defaults
         };
-        Ok(Template { meta: Some(meta), task_keys })
+        Ok(Template { meta: Some(meta) })
     }
 }
 
@@ -503,7 +503,7 @@ mod tests {
         let line = ["zk-client", "submit"].iter().chain(words);
         let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
         let Command::Submit { task } = args.command else { panic!("not a submit") };
-        Ok(task.order(None, args.max_queue).map_err(|failure| failure.to_string())?.task)
+        Ok(task.order(false, args.max_queue).map_err(|failure| failure.to_string())?.task)
     }
 
     #[track_caller]

@@ -384,7 +384,7 @@ impl Work {
         self.find(connection, session)?;
         let tasks = usize::try_from(stat.children).unwrap_or(0);
         let room = self.batch.max_queue.saturating_add(1).saturating_sub(tasks).min(self.waiting.len());
-        let keys = self.batch.template.task_keys.as_ref();
+        let keys = connection.task_keys();
         let results = in_parallel(&self.waiting[..room], |job| submit::create(session, &job.task, keys));
         let mut left = self.waiting.split_off(room);
         let (mut lost, mut unsure) = (None, false);

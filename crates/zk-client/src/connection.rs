@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use zk_session::{Event, Notify, OpenError, Session};
-use znode_paths::{Instance, Live, LiveName, Role, paths};
+use znode_paths::{Instance, Live, LiveName, Role, TaskKeys, paths};
 
 use crate::{Error, output};
 
@@ -49,6 +49,7 @@ const CLOSE: Duration = Duration::from_secs(1);
 /// The way to the ensemble.
 pub(crate) struct Connection {
     config: Arc<zk_session::Config>,
+    task_keys: Option<TaskKeys>,
     patience: Duration,
     instance: Instance,
     /// The present session, if any, and since when.
@@ -63,10 +64,11 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Nothing is opened yet. `patience` is `--connect-timeout`.
-    pub(crate) fn new(config: zk_session::Config, patience: Duration) -> Self {
+    pub(crate) fn new(config: zk_session::Config, task_keys: Option<TaskKeys>, patience: Duration) -> Self {
         let (outbox, mailbox) = mpsc::channel();
         Connection {
             config: Arc::new(config),
+            task_keys,
             patience,
             instance: Instance::from_random(zk_cli::random()),
             session: None,
@@ -85,6 +87,11 @@ impl Connection {
     /// `--connect-timeout`.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
+    }
+
+    /// What tasks and requests for output are signed with.
+    pub(crate) fn task_keys(&self) -> Option<&TaskKeys> {
+        self.task_keys.as_ref()
     }
 
     /// Whether all that is made is for one identity only.

@@ -64,8 +64,7 @@ fn run(connection: &mut Connection, each: &Each, unfinished: &AtomicUsize, json:
     for worker in workers {
         let Task { command, meta } = each.template.task(each.command.clone())?;
         let meta = meta.map(|meta| TaskMeta { on: Some(worker.clone()), ..meta });
-        let task_keys = each.template.task_keys.clone();
-        let order = Order { task: Task { command, meta }, task_keys, max_queue: each.max_queue };
+        let order = Order { task: Task { command, meta }, max_queue: each.max_queue };
         unfinished.fetch_add(1, Ordering::Relaxed);
         open.insert(submit::submit(connection, &order, || true)?, worker);
     }

@@ -144,7 +144,7 @@ impl Show<'_> {
                 Sink { json, task, attempt, worker: act.worker.clone(), stream }
             };
             let wait = self.wanted.wait && !act.over;
-            let start = |stream| Flow::start(sink(stream), fence, wait, connection.outbox());
+            let start = |stream| Flow::start(sink(stream), fence, wait, connection);
             let flows = self.wanted.streams.iter().map(|stream| start(*stream)).collect();
             self.playing = Some(Playing { fence, act, flows, begun: Instant::now(), told: false, still: None });
             return Ok(Next::Again); // for the address

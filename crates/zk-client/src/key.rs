@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use zk_session::{Error as Refusal, Kind, Session, Stat};
-use znode_paths::{Key, Task, TaskMeta, TaskName, paths};
+use znode_paths::{Key, Task, TaskKeys, TaskMeta, TaskName, paths};
 
 use crate::connection::Connection;
 use crate::submit::{self, Order};
@@ -54,7 +54,7 @@ pub(crate) fn submit(
             return Err(Error::NotSubmitted);
         }
         let patient = courtesy.is_none_or(|until| Instant::now() < until);
-        let attempt = match attempt(&session, order, key, id, &stat, patient) {
+        let attempt = match attempt(&session, order, connection.task_keys(), key, id, &stat, patient) {
             // Somebody deleted /tasks in between: a master will make it again.
             Err(Error::Request(Refusal::NoNode(_))) => continue,
             Err(Error::Request(error @ Refusal::Lost(_))) => {
@@ -91,6 +91,7 @@ pub(crate) fn submit(
 fn attempt(
     session: &Session,
     order: &Order,
+    keys: Option<&TaskKeys>,
     key: &str,
     own: &str,
     stat: &Stat,
@@ -135,7 +136,7 @@ fn attempt(
     if let Some(meta) = &mut task.meta {
         meta.submit = Some(held.submit.clone());
     }
-    let created = submit::create(session, &task, order.task_keys.as_ref())?;
+    let created = submit::create(session, &task, keys)?;
     // Others may have created it, too.
     match look::submitted(session, &held.submit, held.since)? {
         Some((name, _)) => Ok(Attempt::Created(name)),

@@ -64,6 +64,8 @@ use wait::{News, Waiting};
 pub struct Config {
     /// How to reach the ensemble.
     pub session: zk_session::Config,
+    /// What tasks and requests for output are signed with.
+    pub task_keys: Option<TaskKeys>,
     /// How long to wait for it, and for a first master.
     pub connect_timeout: Duration,
     /// Print JSON.
@@ -95,8 +97,8 @@ pub enum Job {
     Why(TaskName),
     /// Ask for tasks to be stopped.
     Cancel(Vec<TaskName>),
-    /// Submit finished tasks anew, signed with these keys, unless there are more tasks than this.
-    Retry(Vec<TaskName>, Option<TaskKeys>, usize),
+    /// Submit finished tasks anew, unless there are more tasks than this.
+    Retry(Vec<TaskName>, usize),
     /// Remove finished tasks.
     Remove(Vec<TaskName>),
     /// List the workers.
@@ -118,8 +120,8 @@ pub enum Job {
 /// Does what the command line says; tells the user on one line what went wrong.
 pub fn run(args: Args) -> ExitCode {
     let done = args.config().and_then(|config| {
-        let Config { session, connect_timeout, json, job } = config;
-        carry_out(job, Connection::new(session, connect_timeout), json)
+        let Config { session, task_keys, connect_timeout, json, job } = config;
+        carry_out(job, Connection::new(session, task_keys, connect_timeout), json)
     });
     ExitCode::from(match done {
         Ok(code) => code,
@@ -146,9 +148,7 @@ fn carry_out(job: Job, mut connection: Connection, json: bool) -> Result<u8, Fai
         Job::Show(task) => ("show the task", show(&mut connection, task, json)),
         Job::Why(task) => ("explain the task", explain(&mut connection, task, json)),
         Job::Cancel(tasks) => ("cancel", act::cancel(&mut connection, &tasks, json)),
-        Job::Retry(tasks, task_keys, max_queue) => {
-            ("retry", act::retry(&mut connection, &tasks, task_keys.as_ref(), max_queue, json))
-        }
+        Job::Retry(tasks, max_queue) => ("retry", act::retry(&mut connection, &tasks, max_queue, json)),
         Job::Remove(tasks) => ("remove", act::remove(&mut connection, &tasks, json)),
         Job::Drain(worker, drain) => {
             let tried = if drain { "drain" } else { "undrain" };

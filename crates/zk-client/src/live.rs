@@ -11,9 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use zk_http::{Answer, Piece};
-use znode_paths::{Bytes, OutputPath, Stream, TaskName, WorkerName};
+use znode_paths::{Bytes, OutputPath, RequestId, Stream, TaskKeys, TaskName, WorkerName};
 
-use crate::connection::Message;
+use crate::connection::{Connection, Message};
 use crate::output;
 use crate::report::Chunk;
 
@@ -67,6 +67,8 @@ pub(crate) struct Flow {
 #[derive(Debug)]
 struct Shared {
     sink: Sink,
+    /// What requests are signed with.
+    task_keys: Option<TaskKeys>,
     /// Held by whoever writes to the sink.
     turn: Mutex<()>,
     state: Mutex<State>,
@@ -119,11 +121,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Flow {
     /// Starts to show a stream from its beginning, as soon as there is an address to ask at. With `wait` until the attempt
     /// has ended, else what there is now. Whatever happens is told by a message that says only that.
-    pub(crate) fn start(sink: Sink, fence: i64, wait: bool, outbox: Sender<Message>) -> Flow {
+    pub(crate) fn start(sink: Sink, fence: i64, wait: bool, connection: &Connection) -> Flow {
         let path = OutputPath { task: sink.task, fence, stream: sink.stream };
-        let shared = Arc::new(Shared { sink, turn: Mutex::default(), state: Mutex::default() });
+        let task_keys = connection.task_keys().cloned();
+        let shared = Arc::new(Shared { sink, task_keys, turn: Mutex::default(), state: Mutex::default() });
         let (wake, woken) = mpsc::channel();
-        let pumping = shared.clone();
+        let (pumping, outbox) = (shared.clone(), connection.outbox());
         let pump = move || {
             pumping.pump(&path, wait, &woken, &outbox);
             outbox.send(Message::Output).ok(); // the client has ended
@@ -212,7 +215,10 @@ impl Shared {
     fn stream(&self, address: &str, path: &OutputPath, wait: bool, woken: &Receiver<()>) -> io::Result<bool> {
         let offset = lock(&self.state).offset;
         let follow = if wait { "&follow" } else { "" };
-        let mut body = match zk_http::get(address, &format!("{path}?offset={offset}{follow}"))? {
+        let target = format!("{path}?offset={offset}{follow}");
+        let id = RequestId { time_ms: zk_cli::now_ms(), nonce: zk_cli::random() };
+        let authorization = self.task_keys.as_ref().map(|keys| keys.sign_request(&target, id));
+        let mut body = match zk_http::get(address, &target, authorization.as_deref())? {
             Answer::Stream(body) => body,
             Answer::Refused { status: 404, .. } => {
                 lock(&self.state).absent = true;

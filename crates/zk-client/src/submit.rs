@@ -1,7 +1,6 @@
 //! Creating a task: one submit is one task, also when the answer is lost (PROTOCOL section 3, Clients; G5).
 
-use std::borrow::Cow;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use zk_session::{Kind, Session, Stat};
 use znode_paths::paths::{self, Place};
@@ -15,8 +14,6 @@ use crate::{Error, key, look, output};
 pub struct Order {
     /// With a submit id, except for `--plain`.
     pub task: Task,
-    /// What it is signed with.
-    pub task_keys: Option<TaskKeys>,
     /// With more tasks than this, nothing is submitted.
     pub max_queue: usize,
 }
@@ -26,8 +23,6 @@ pub struct Order {
 pub struct Template {
     /// Nothing with `--plain`.
     pub meta: Option<TaskMeta>,
-    /// What they are signed with.
-    pub task_keys: Option<TaskKeys>,
 }
 
 impl Template {
@@ -38,19 +33,12 @@ impl Template {
     pub fn task(&self, command: String) -> Result<Task, Error> {
         let meta = self.meta.clone().map(|meta| TaskMeta { submit: Some(random_id()), ..meta });
         let task = Task { command, meta };
-        signed(&task, self.task_keys.as_ref()).encode_checked().map_err(|error| match error {
+        task.encode_checked().map_err(|error| match error {
             DecodeError::TooLong(bytes) => Error::TooLong(bytes),
             error => Error::Command(error),
         })?;
         Ok(task)
     }
-}
-
-/// The task as it is written now.
-fn signed<'a>(task: &'a Task, keys: Option<&TaskKeys>) -> Cow<'a, Task> {
-    let Some(keys) = keys else { return Cow::Borrowed(task) };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Cow::Owned(keys.sign(task, u64::try_from(now.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Two submits with the same id would be one task.
@@ -75,12 +63,12 @@ pub(crate) fn submit(
         if !may_send() {
             return Err(Error::NotSubmitted);
         }
-        match (create(&session, &order.task, order.task_keys.as_ref()), id) {
+        match (create(&session, &order.task, connection.task_keys()), id) {
             (Ok(path), _) => return name_of(&path),
             // Somebody deleted /tasks in between: a master will make it again.
             (Err(zk_session::Error::NoNode(_)), _) => {}
             (Err(error @ zk_session::Error::Lost(_)), Some(id)) => {
-                return recover(connection, order, id, since(&stat), &error);
+                return recover(connection, &order.task, id, since(&stat), &error);
             }
             (Err(error @ zk_session::Error::Lost(_)), None) => return Err(Error::UnknownPlain(error)),
             (Err(error), _) => return Err(Error::Request(error)),
@@ -88,10 +76,10 @@ pub(crate) fn submit(
     }
 }
 
-/// ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it
+/// Signs it, as long as it is new. ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it
 /// refuses, again and again. Any other child makes it count on.
 pub(crate) fn create(session: &Session, task: &Task, keys: Option<&TaskKeys>) -> Result<String, zk_session::Error> {
-    let data = signed(task, keys).encode();
+    let data = keys.map_or_else(|| task.encode(), |keys| keys.sign(task, zk_cli::now_ms()).encode());
     loop {
         match session.create(paths::NEW_TASK, &data, Kind::Sequential) {
             Err(zk_session::Error::NodeExists(_)) => {
@@ -170,7 +158,7 @@ pub fn next(lowest: Option<TaskName>, created: Option<String>) -> Next {
 /// comes later has a higher one, and the primary deletes it.
 fn recover(
     connection: &mut Connection,
-    order: &Order,
+    task: &Task,
     id: &str,
     since: Since,
     lost: &zk_session::Error,
@@ -190,7 +178,7 @@ fn recover(
             loop {
                 match next(look::submitted(&session, id, Some(since))?.map(|(name, _)| name), created) {
                     Next::Report(path) => return Ok(path),
-                    Next::Create => created = Some(create(&session, &order.task, order.task_keys.as_ref())?),
+                    Next::Create => created = Some(create(&session, task, connection.task_keys())?),
                 }
             }
         };

@@ -42,12 +42,12 @@ pub enum Answer {
     },
 }
 
-/// Asks the server at `host:port`.
+/// Asks the server at `host:port`, with this header `Authorization` if it is given.
 ///
 /// # Errors
 /// It was not reached, or its answer is no HTTP.
-pub fn get(address: &str, target: &str) -> io::Result<Answer> {
-    match ask(address, target)? {
+pub fn get(address: &str, target: &str, authorization: Option<&str>) -> io::Result<Answer> {
+    match ask(address, target, authorization)? {
         (200, true, body) => Ok(Answer::Stream(body)),
         (200, false, _) => Err(io::Error::other("something else than a zk-worker answers there")),
         (status, _, body) => Ok(Answer::Refused { status, reason: body.reason() }),
@@ -59,20 +59,22 @@ pub fn get(address: &str, target: &str) -> io::Result<Answer> {
 /// # Errors
 /// It was not reached, or it says that it is not.
 pub(crate) fn health(address: SocketAddr) -> io::Result<()> {
-    match ask(&address.to_string(), "/healthz")? {
+    match ask(&address.to_string(), "/healthz", None)? {
         (200, ..) => Ok(()),
         (status, _, body) => Err(io::Error::other(format!("{status} {}", body.reason()))),
     }
 }
 
 /// The status, whether a body in chunks follows, and the body.
-fn ask(address: &str, target: &str) -> io::Result<(u16, bool, Body)> {
+fn ask(address: &str, target: &str, authorization: Option<&str>) -> io::Result<(u16, bool, Body)> {
     let mut socket = connect(address)?;
     socket.set_nodelay(true)?;
     watch_the_peer(&socket)?;
     socket.set_read_timeout(Some(ANSWER))?;
     socket.set_write_timeout(Some(ANSWER))?;
-    socket.write_all(format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let also = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
+    let head = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n{also}Connection: close\r\n\r\n");
+    socket.write_all(head.as_bytes())?;
     let mut body = Body { socket, buffer: vec![0; BUFFER].into(), start: 0, end: 0, place: Place::Size };
     let (status, chunks) = body.read_head()?;
     Ok((status, chunks, body))
@@ -245,7 +247,7 @@ mod tests {
             socket.shutdown(std::net::Shutdown::Write).ok();
             io::copy(&mut socket, &mut io::sink()).ok();
         });
-        let answer = get(&address, "/");
+        let answer = get(&address, "/", None);
         let heard = answer.map(|answer| match answer {
             Answer::Refused { status, reason } => Ok(format!("{status} {reason}").into_bytes()),
             Answer::Stream(mut body) => {

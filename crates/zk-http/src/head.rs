@@ -14,8 +14,7 @@ pub struct Request {
     pub(crate) head_only: bool,
     /// HTTP/1.1, and not 1.0.
     pub(crate) chunks: bool,
-    path: String,
-    query: String,
+    target: String,
     headers: Vec<(String, Vec<u8>)>,
 }
 
@@ -37,31 +36,35 @@ impl Request {
             Some("HEAD") => true,
             _ => return Err(Status::MethodNotAllowed),
         };
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let request = Request {
             head_only,
             chunks: parsed.version == Some(1),
-            path: path.to_owned(),
-            query: query.to_owned(),
+            target: target.to_owned(),
             headers: parsed.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect(),
         };
         // RFC 9112, 3.2: a request of HTTP/1.1 has it.
         if request.chunks && request.header("host").is_none() { Err(Status::BadRequest) } else { Ok(Some(request)) }
     }
 
+    /// The path with the query, as they came.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
     /// The path, without the query.
     pub fn path(&self) -> &str {
-        &self.path
+        self.target.split_once('?').map_or(&self.target, |(path, _)| path)
     }
 
     /// What is between the slashes of the path. Nothing of it was checked or decoded.
     pub fn segments(&self) -> Vec<&str> {
-        self.path.split('/').skip(1).collect()
+        self.path().split('/').skip(1).collect()
     }
 
     /// The value of a parameter of the query; empty for one without a value.
     pub fn query(&self, name: &str) -> Option<&str> {
-        let mut pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 

@@ -75,6 +75,15 @@ impl Listen {
         bound.map(Some).map_err(|why| ListenError { listen: self, why })
     }
 
+    /// Whether others than the processes of this host may be able to connect.
+    pub fn is_public(self) -> bool {
+        match self {
+            Listen::Off => false,
+            Listen::Everywhere(_) => true,
+            Listen::At(address) => !address.ip().to_canonical().is_loopback(),
+        }
+    }
+
     /// Asks the daemon that listens like this on the same host whether it is well.
     ///
     /// # Errors
@@ -110,6 +119,22 @@ mod tests {
         for bad in ["", "on", "2224", "127.0.0.1", ":2224", "localhost:2224", "127.0.0.1:65536"] {
             assert!(bad.parse::<Listen>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn only_this_host_can_reach_a_loopback_address() {
+        for (listen, public) in [
+            ("off", false),
+            ("127.8.0.1:1", false),
+            ("[::1]:1", false),
+            ("[::ffff:127.0.0.1]:1", false),
+            ("0.0.0.0:1", true),
+            ("[::]:1", true),
+            ("10.0.0.1:1", true),
+        ] {
+            assert_eq!(listen.parse::<Listen>().unwrap().is_public(), public, "{listen}");
+        }
+        assert!(Listen::Everywhere(1).is_public());
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub enum Status {
     Ok,
     /// 400: it cannot be understood.
     BadRequest,
+    /// 401: it is not signed as it has to be.
+    Unauthorized,
     /// 404.
     NotFound,
     /// 405: only GET and HEAD are.
@@ -73,6 +75,7 @@ impl fmt::Display for Status {
         f.write_str(match self {
             Status::Ok => "200 OK",
             Status::BadRequest => "400 Bad Request",
+            Status::Unauthorized => "401 Unauthorized",
             Status::NotFound => "404 Not Found",
             Status::MethodNotAllowed => "405 Method Not Allowed",
             Status::RequestTimeout => "408 Request Timeout",
@@ -286,6 +289,7 @@ impl<'a> Reply<'a> {
     pub fn send_as(mut self, status: Status, content_type: &str, text: &str) -> io::Result<()> {
         let also = match status {
             Status::MethodNotAllowed => "Allow: GET, HEAD\r\n",
+            Status::Unauthorized => "WWW-Authenticate: ZK-HMAC-SHA256\r\n", // RFC 9110, 15.5.2: it has to be there
             Status::Unavailable => "Retry-After: 1\r\n",
             _ => "",
         };

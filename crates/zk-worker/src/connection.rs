@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use zk_cli::now_ms;
 use zk_session::{Change, Error, Kind, Session};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
@@ -14,7 +15,7 @@ use znode_paths::{
     StatusMeta, Task, TaskName, Worker, WorkerMeta, decode_epoch,
 };
 
-use crate::jobs::{Jobs, Stage, Start, Written, now_ms};
+use crate::jobs::{Jobs, Stage, Start, Written};
 use crate::judge::{Case, Claim, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left, too_late};
 use crate::{Leaving, Life};
 

@@ -1,9 +1,10 @@
 //! What is in hand: commands that run, and results that are not written yet.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use zk_cli::now_ms;
 use znode_paths::{Attempt, AttemptMeta, Instance, Status, StatusMeta, Task, TaskName};
 
 use crate::Life;
@@ -363,9 +364,4 @@ fn how(exited: &Exited) -> String {
         (None, Some(signal)) => format!("signal={signal}"),
         (None, None) => "in an unknown way".to_owned(),
     }
-}
-
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, Mode, OFlags, Timestamps, UTIME_NOW, chmod, fstat, mkdirat, openat, renameat, unlinkat,
@@ -23,6 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::time::Timespec;
+use zk_cli::now_ms;
 use znode_paths::TaskName;
 
 use crate::output::{Outputs, Start, name};
@@ -105,11 +106,6 @@ fn touch(path: &Path) {
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let now = Timestamps { last_access: now, last_modification: now };
     utimensat(CWD, path, &now, AtFlags::SYMLINK_NOFOLLOW).ok(); // it was deleted by the task
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// When something was last written to the folder's streams or the folder was touched: a task cannot set that (ctime).

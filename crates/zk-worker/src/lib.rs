@@ -21,6 +21,7 @@ mod args;
 mod command;
 mod connection;
 mod container;
+mod gate;
 mod identity;
 mod jobs;
 pub mod judge;
@@ -46,6 +47,7 @@ pub use args::{Args, OnLost};
 pub use identity::{Identity, IdentityError};
 
 use connection::Connection;
+use gate::Gate;
 use jobs::Jobs;
 use keeper::Keep;
 use leftovers::Held;
@@ -192,7 +194,12 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let (to_keeper, ended) = mpsc::channel();
     let (outputs, pulse) = (Arc::new(Outputs::new(&config.work_dir, to_keeper)), Pulse::default());
     keeper::start(&outputs, ended, config.keep).map_err(Error::Thread)?;
-    let serve = |listener| serve::serve(listener, outputs.clone(), pulse.clone()).map_err(Error::Thread);
+    let keys = config.signed.as_ref().map(|rules| rules.keys.clone());
+    if keys.is_none() && config.listen.is_public() {
+        log::warn!("serving output to whoever can reach {}: only a --task-key can prevent that", config.listen);
+    }
+    let gate = Gate::new(keys);
+    let serve = |listener| serve::serve(listener, outputs.clone(), gate, pulse.clone()).map_err(Error::Thread);
     let server = listener.map(serve).transpose()?;
     if config.run_as.is_none() && rustix::process::geteuid().is_root() {
         log::warn!("tasks run as root: whoever can submit is root here (--run-as gives them another user)");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use zk_http::{Limits, Pulse, Reply, Request, Server, Status};
 use znode_paths::OutputPath;
 
+use crate::gate::Gate;
 use crate::output::{Log, Outputs};
 
 /// How often somebody who follows is given what is new. A look costs 5 µs and nothing is looked at unless somebody follows;
@@ -25,11 +26,14 @@ const CHUNK: usize = 32 * 1024;
 ///
 /// # Errors
 /// No thread could be started.
-pub(crate) fn serve(listener: TcpListener, outputs: Arc<Outputs>, pulse: Pulse) -> io::Result<Server> {
+pub(crate) fn serve(listener: TcpListener, outputs: Arc<Outputs>, gate: Gate, pulse: Pulse) -> io::Result<Server> {
     zk_http::serve(listener, Limits::default(), move |request, reply| match request.path() {
         "/healthz" => pulse.answer(reply),
         path => match path.parse() {
-            Ok(path) => output(&outputs, &path, request, reply),
+            Ok(path) => match gate.admit(request, zk_cli::now_ms()) {
+                Ok(()) => output(&outputs, &path, request, reply),
+                Err(why) => reply.send(Status::Unauthorized, &format!("{why}\n")),
+            },
             Err(()) => reply.send(Status::NotFound, "there is no such thing here\n"),
         },
     })

@@ -52,4 +52,4 @@ pub use documents::{
 };
 pub use names::{Address, Instance, LiveName, NameError, TaskName, WorkerName};
 pub use output::{OutputPath, Stream};
-pub use signature::{KeyError, TaskKeys, Unsigned};
+pub use signature::{KeyError, RequestId, TaskKeys, Unsigned};

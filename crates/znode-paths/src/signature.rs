@@ -1,5 +1,5 @@
-//! What clients and workers prove to each other with a task key: that a task was submitted by somebody who has it. Pure: the
-//! time comes in as data.
+//! What clients prove to workers with a task key: that a task, or a request for output, is of somebody who has it. Pure: time
+//! and randomness come in as data.
 //!
 //! The signature of a task is an HMAC-SHA-256 over the very bytes of its znode up to the signature itself, which is the last
 //! field of the metadata. So a task that bears a good one is byte for byte what was signed, whatever a later version adds to
@@ -15,8 +15,9 @@ use crate::{Task, TaskMeta};
 /// The fewest bytes of a key. What `head -c 32 /dev/urandom | base64` prints has 44.
 const SHORTEST: usize = 16;
 
-/// Tells what is signed from anything else that may ever be signed with the same keys.
+/// Tell what is signed from anything else that may ever be signed with the same keys.
 const TASK: &[u8] = b"zk task 1\n";
+const REQUEST: &[u8] = b"zk request 1\n";
 
 /// The keys of a file: the first signs, each is good for a check. So a new key is put first everywhere, and the old one goes
 /// when everybody has the new one.
@@ -34,14 +35,14 @@ pub enum KeyError {
     Short(usize),
 }
 
-/// Why a task does not count as signed.
+/// Why a task or a request does not count as signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsigned {
     /// It bears no signature.
     #[error("it is not signed with a task key")]
     Absent,
     /// It was made with another key, or for other data.
-    #[error("its signature is wrong: it was made with another task key, or the task was changed")]
+    #[error("its signature is wrong: it was made with another task key, or what was signed was changed")]
     Wrong,
 }
 
@@ -73,8 +74,7 @@ impl TaskKeys {
             let unsigned = TaskMeta { signed_ms: Some(now_ms), mac: None, ..meta.clone() };
             let data = Task { command: task.command.clone(), meta: Some(unsigned.clone()) }.encode();
             // What follows the metadata's last field is the brace, with or without a signature.
-            let mac = mac(&self.0[0], &data[..data.len() - 1]).finalize().into_bytes();
-            TaskMeta { mac: Some(BASE64.encode(mac)), ..unsigned }
+            TaskMeta { mac: Some(self.mac(TASK, &data[..data.len() - 1])), ..unsigned }
         });
         Task { command: task.command.clone(), meta }
     }
@@ -87,15 +87,61 @@ impl TaskKeys {
         let meta = task.meta.as_ref().ok_or(Unsigned::Absent)?;
         let signature = meta.mac.as_ref().ok_or(Unsigned::Absent)?;
         let signed = data.strip_suffix(format!(",\"mac\":\"{signature}\"}}").as_bytes()).ok_or(Unsigned::Wrong)?;
-        let signature = BASE64.decode(signature).map_err(|_| Unsigned::Wrong)?;
-        let good = self.0.iter().any(|key| mac(key, signed).verify_slice(&signature).is_ok());
-        meta.signed_ms.filter(|_| good).ok_or(Unsigned::Wrong)
+        self.verify(TASK, signed, signature)?;
+        meta.signed_ms.ok_or(Unsigned::Wrong)
+    }
+
+    /// The header `Authorization` of a request with this target, which is the path with the query.
+    pub fn sign_request(&self, target: &str, id: RequestId) -> String {
+        let mac = self.mac(REQUEST, &request(target, id));
+        format!("{SCHEME} {} {:016x} {mac}", id.time_ms, id.nonce)
+    }
+
+    /// Which request it is that bears this header.
+    ///
+    /// # Errors
+    /// It is not signed, or not with one of these keys, or is for another target.
+    pub fn check_request(&self, target: &str, authorization: Option<&[u8]>) -> Result<RequestId, Unsigned> {
+        let text = authorization.ok_or(Unsigned::Absent)?;
+        let text = std::str::from_utf8(text).map_err(|_| Unsigned::Wrong)?;
+        let [SCHEME, time, nonce, mac] = text.split(' ').collect::<Vec<_>>()[..] else { return Err(Unsigned::Absent) };
+        let nonce = u64::from_str_radix(nonce, 16).map_err(|_| Unsigned::Wrong)?;
+        let id = RequestId { time_ms: time.parse().map_err(|_| Unsigned::Wrong)?, nonce };
+        self.verify(REQUEST, &request(target, id), mac).map(|()| id)
+    }
+
+    fn mac(&self, what: &[u8], signed: &[u8]) -> String {
+        BASE64.encode(hmac(&self.0[0], what, signed).finalize().into_bytes())
+    }
+
+    fn verify(&self, what: &[u8], signed: &[u8], mac: &str) -> Result<(), Unsigned> {
+        let mac = BASE64.decode(mac).map_err(|_| Unsigned::Wrong)?;
+        // In constant time.
+        let good = self.0.iter().any(|key| hmac(key, what, signed).verify_slice(&mac).is_ok());
+        if good { Ok(()) } else { Err(Unsigned::Wrong) }
     }
 }
 
-fn mac(key: &[u8], signed: &[u8]) -> Hmac<Sha256> {
-    let mac = Hmac::<Sha256>::new_from_slice(key).expect("an HMAC takes keys of any length");
-    mac.chain_update(TASK).chain_update(signed)
+fn hmac(key: &[u8], what: &[u8], signed: &[u8]) -> Hmac<Sha256> {
+    let hmac = Hmac::<Sha256>::new_from_slice(key).expect("an HMAC takes keys of any length");
+    hmac.chain_update(what).chain_update(signed)
+}
+
+/// What a worker tells a signed request from every other by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId {
+    /// When it was made, in milliseconds since 1970 by the client's clock.
+    pub time_ms: u64,
+    /// Drawn at random.
+    pub nonce: u64,
+}
+
+/// The scheme of the header (RFC 9110, 11.4).
+const SCHEME: &str = "ZK-HMAC-SHA256";
+
+/// Every request is a GET, and no target has a line break.
+fn request(target: &str, RequestId { time_ms, nonce }: RequestId) -> Vec<u8> {
+    format!("GET\n{target}\n{time_ms}\n{nonce:016x}").into_bytes()
 }
 
 #[cfg(test)]
@@ -148,6 +194,29 @@ mod tests {
         assert_eq!(keys(NEW).sign(&Task::plain("echo"), 7), Task::plain("echo"));
     }
 
+    #[test]
+    fn a_request_is_signed_for_its_target_and_its_time() {
+        let (id, target) = (RequestId { time_ms: 7, nonce: 0xab }, "/tasks/task-0000000001/5/stdout?offset=0&follow");
+        let header = keys(NEW).sign_request(target, id);
+        let both = keys(&format!("{OLD}\n{NEW}"));
+        assert_eq!(both.check_request(target, Some(header.as_bytes())), Ok(id));
+        let later = header.replace(" 7 ", " 8 ");
+        let other = header.replace("ab ", "ac ");
+        for (target, header) in
+            [(target, &later), (target, &other), (&target[1..], &header), (&target[..target.len() - 7], &header)]
+        {
+            assert_eq!(both.check_request(target, Some(header.as_bytes())), Err(Unsigned::Wrong), "{target} {header}");
+        }
+        assert_eq!(keys(OLD).check_request(target, Some(header.as_bytes())), Err(Unsigned::Wrong));
+        for none in [&b"Basic YTpi"[..], b"", b"ZK-HMAC-SHA256 1 2"] {
+            assert_eq!(both.check_request(target, Some(none)), Err(Unsigned::Absent));
+        }
+        for wrong in [&b"ZK-HMAC-SHA256 x 2 AA=="[..], b"ZK-HMAC-SHA256 1 x AA==", b"ZK-HMAC-SHA256 1 2 \xff"] {
+            assert_eq!(both.check_request(target, Some(wrong)), Err(Unsigned::Wrong));
+        }
+        assert_eq!(both.check_request(target, None), Err(Unsigned::Absent));
+    }
+
     /// The format, as another HMAC computes it: whoever changes this locks out everybody who has not.
     #[test]
     fn a_signature_is_what_others_compute() {
@@ -160,7 +229,7 @@ mod tests {
     #[test]
     fn a_later_version_may_add_fields() {
         let signed = "x\n{\"zk\":1,\"later\":[{}],\"signed_ms\":9";
-        let mac = BASE64.encode(mac(NEW.as_bytes(), signed.as_bytes()).finalize().into_bytes());
+        let mac = keys(NEW).mac(TASK, signed.as_bytes());
         let data = format!("{signed},\"mac\":\"{mac}\"}}");
         assert_eq!(check(&keys(NEW), data.as_bytes()), Ok(9));
         // But not behind the signature, nor twice.
