@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use zk_cli::{CommonArgs, TaskKeyArgs};
+use zk_master::state::WORDS;
 use znode_paths::{Bytes, DecodeError, Stream, TaskMeta, TaskName, WorkerName};
 
 use crate::batch::Batch;
@@ -17,7 +18,7 @@ use crate::each::Each;
 use crate::error::Failure;
 use crate::follow::Wanted;
 use crate::submit::{Order, Template};
-use crate::{Config, Error, Job, state};
+use crate::{Config, Error, Job};
 
 /// Submits tasks to the workers of a ZooKeeper ensemble, waits for them and shows them.
 #[derive(Debug, Parser)]
@@ -120,7 +121,7 @@ enum Command {
     #[command(after_help = "Examples:\n  zk-client list --state running --state pending\n  zk-client list --json")]
     List {
         /// Only those in this state; may be given several times
-        #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(state::WORDS))]
+        #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(WORDS))]
         state: Vec<String>,
     },
     /// Show everything known of a task

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use zk_master::state::Crew;
 use znode_paths::{Outcome, Status, Tail, Task, TaskMeta, TaskName, WorkerName};
 
 use crate::connection::{Connection, Patience};
 use crate::error::Failure;
 use crate::report::EndedLine;
 use crate::signals::{Reaction, interruptible};
-use crate::state::Crew;
 use crate::submit::{self, Order, Template};
 use crate::wait::{self, News, Waiting};
 use crate::{Error, exit, look, output, render};

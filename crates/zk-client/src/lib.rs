@@ -35,7 +35,6 @@ pub mod report;
 mod run;
 mod scene;
 mod signals;
-pub mod state;
 pub mod submit;
 mod top;
 mod wait;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use zk_master::state::{Crew, waiting};
 use zk_master::view::{Desk, Known};
 use zk_session::{Error, Session, Stat, in_parallel};
 use znode_paths::paths::{self, TaskChild, task_child};
@@ -16,7 +17,6 @@ use znode_paths::{
 };
 
 use crate::completions::Kind;
-use crate::state::{Crew, waiting};
 use crate::why::{Facts, Primary, Tree};
 
 /// A task, and its status if it has one.

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use zk_master::state::{Crew, State, state};
 use znode_paths::{AttemptKind, Bytes, Instance, Outcome, Status, Stream, Tail, TaskMeta, TaskName, WorkerName};
 
 use crate::look::{Masters, TaskDetails, TaskSeen};
-use crate::state::{Crew, State, state};
 use crate::why::Cause;
 
 /// `submit --json`.
@@ -453,11 +453,12 @@ impl Explanation {
 
 /// The workers that are there, by name.
 pub(crate) fn workers(crew: &Crew) -> Vec<WorkerLine> {
+    let running = crew.running();
     let line = |(name, worker): (&WorkerName, &znode_paths::Worker)| WorkerLine {
         worker: name.clone(),
         address: worker.address.clone(),
         slots: worker.slots(),
-        running: crew.running(name),
+        running: running.get(name).copied().unwrap_or_default(),
         labels: worker.meta.as_ref().map(|meta| meta.labels.clone()).unwrap_or_default(),
         instance: worker.instance(),
         drain: crew.drained.contains(name),

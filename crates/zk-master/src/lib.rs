@@ -20,6 +20,7 @@ mod election;
 mod execute;
 pub mod plan;
 mod reading;
+pub mod state;
 pub mod tasks;
 pub mod view;
 

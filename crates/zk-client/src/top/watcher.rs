@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use zk_master::state::Crew;
 use zk_session::{Change, Error as Refusal, Event, Session, in_parallel};
 use znode_paths::paths::{self, Place};
 use znode_paths::{Outcome, TaskName};
@@ -13,7 +14,6 @@ use crate::Error;
 use crate::connection::{Connection, Message};
 use crate::look;
 use crate::report::{self, ClusterStatus, TaskLine, WorkerLine};
-use crate::state::Crew;
 
 /// The cluster at a moment.
 #[derive(Debug, Clone)]

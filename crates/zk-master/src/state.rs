@@ -47,7 +47,7 @@ pub struct Crew {
 
 /// What probably waits for a slot where it is assigned. A worker starts what it has as its slots allow, and what it was
 /// given first in most cases first; only of what was recalled it says whether it has started that. `made` are assignments
-/// with the transactions that made them.
+/// with what orders them by when they were made: the transaction, or the time.
 pub fn waiting<'a>(
     workers: &BTreeMap<WorkerName, Worker>,
     made: impl IntoIterator<Item = (&'a WorkerName, TaskName, &'a Assignment, i64)>,
@@ -100,10 +100,15 @@ impl Crew {
             && !self.waiting.contains(&(worker.clone(), task))
     }
 
-    /// How many tasks a worker that is there runs.
-    pub fn running(&self, name: &WorkerName) -> usize {
-        let all = self.assigned.iter().flat_map(|(task, all)| all.iter().map(move |(worker, a)| (worker, *task, a)));
-        all.filter(|(worker, task, assignment)| *worker == name && self.runs(worker, *task, assignment)).count()
+    /// How many tasks each worker that is there runs; those that run none are left out.
+    pub fn running(&self) -> BTreeMap<&WorkerName, usize> {
+        let mut running = BTreeMap::new();
+        for (task, all) in &self.assigned {
+            for (worker, _) in all.iter().filter(|(worker, assignment)| self.runs(worker, *task, assignment)) {
+                *running.entry(worker).or_default() += 1;
+            }
+        }
+        running
     }
 }
 
@@ -235,13 +240,13 @@ mod tests {
         let mut crew = crew(&[("w", meant_for(Some(1)))]);
         crew.waiting = BTreeSet::from([(w.clone(), task(1))]);
         assert_eq!(state(None, crew.holder(task(1), CZXID)), State::Assigned);
-        assert_eq!(crew.running(&w), 0);
+        assert!(crew.running().is_empty());
     }
 
     #[test]
     fn a_worker_runs_what_it_has() {
-        assert_eq!(crew(&[("w", meant_for(Some(1)))]).running(&name("w")), 1);
-        assert_eq!(crew(&[("w", meant_for(Some(2)))]).running(&name("w")), 0);
-        assert_eq!(crew(&[("w", None)]).running(&name("h")), 0);
+        assert_eq!(crew(&[("w", meant_for(Some(1)))]).running().into_iter().collect::<Vec<_>>(), [(&name("w"), 1)]);
+        assert!(crew(&[("w", meant_for(Some(2)))]).running().is_empty());
+        assert_eq!(crew(&[("w", None)]).running().len(), 1);
     }
 }
