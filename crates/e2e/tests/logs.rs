@@ -222,7 +222,7 @@ fn a_taken_port_is_one_line_and_1() {
     // A master that was not told to listen there does without.
     let master = Daemon::named("zk-master").args(["--zk", &served.zk, "--address", &format!("n:{number}")]);
     let master = master.env_remove("ZK_LISTEN").start();
-    master.wait_stderr("serving no /healthz");
+    master.wait_stderr("serving nothing over HTTP");
     master.wait_stderr("standing by");
 }
 

@@ -476,7 +476,7 @@ fn read_task(io: &mut Io<'_>, name: TaskName) -> Result<(Option<Known>, i64, i64
     let id = io.setting.mutation != Some(Mutation::KeepDuplicates);
     let meta = io.setting.meta(*submit);
     let submit = meta.submit.clone().filter(|_| id);
-    let mut open = Open { meta: Ok(Some(meta)), cancel: false, attempts: BTreeMap::new() };
+    let mut open = Open { meta: Ok(Some(meta)), cancel: false, attempts: BTreeMap::new(), submitted_ms: 0 };
     for (path, child) in children {
         match (path, &child.data) {
             (Path::Status(_), Data::Status(outcome)) => {

@@ -490,7 +490,7 @@ mod tests {
         fn task(mut self, number: u32, change: impl FnOnce(&mut Open)) -> Scene {
             let submit = format!("submit-{number}");
             let meta = Ok(Some(TaskMeta::new(submit.clone())));
-            let mut open = Open { meta, cancel: false, attempts: BTreeMap::new() };
+            let mut open = Open { meta, cancel: false, attempts: BTreeMap::new(), submitted_ms: 0 };
             change(&mut open);
             let submit = open.meta.as_ref().ok().and_then(|meta| meta.as_ref()?.submit.clone());
             let known = Known { czxid: number.into(), submit, stage: Stage::Open(Box::new(open)) };

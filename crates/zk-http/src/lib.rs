@@ -20,5 +20,5 @@ mod server;
 pub use client::{Answer, Body, Piece, get};
 pub use head::Request;
 pub use listen::{Listen, ListenError, Unwell};
-pub use pulse::Pulse;
+pub use pulse::{Pulse, Ready};
 pub use server::{Limits, Reply, Server, Status, Stream, serve};

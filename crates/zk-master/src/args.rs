@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, env = "ZK_ADDRESS", value_name = "HOST:PORT")]
     address: Option<Address>,
 
-    /// Where to serve `/healthz`, over HTTP [default: the port of the address, on all interfaces]
+    /// Where to serve a page for browsers, `/metrics`, `/healthz` and `/readyz`, over HTTP [default: the port of the address, on all interfaces]
     #[arg(long, env = "ZK_LISTEN", value_name = "ADDR:PORT|off")]
     listen: Option<Listen>,
 

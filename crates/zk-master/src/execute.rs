@@ -3,6 +3,7 @@
 use zk_session::{Error, Kind, Session, in_parallel};
 use znode_paths::{Assignment, AssignmentMeta, Key, Task, TaskMeta, paths};
 
+use crate::metrics::Metrics;
 use crate::plan::{Chain, Plan, Removal, Step};
 use crate::reading::Reading;
 
@@ -11,10 +12,16 @@ type Progress<'a> = (Vec<&'a Step>, Result<(), Error>);
 
 /// Carries out the chains, several at a time, and marks as stale whatever was written, so that it is read before the
 /// next plan. Returns whether anything was done.
-pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading) -> Result<bool, Error> {
+pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, metrics: &Metrics) -> Result<bool, Error> {
     let mut outcome = Ok(());
     let mut progress = false;
-    for (tried, result) in in_parallel(&plan.chains, |chain| carry_out(session, chain)) {
+    let done = |step: &Step| {
+        log::log!(level(step), "{}", sentence(step));
+        if let Step::Assign(_, task, meta) = step {
+            metrics.assigned(*task, meta, &reading.view, session.server_time_ms());
+        }
+    };
+    for (tried, result) in in_parallel(&plan.chains, |chain| carry_out(session, chain, done)) {
         progress |= result.is_ok() || tried.len() > 1;
         for (index, step) in tried.iter().enumerate() {
             mark(step, result.is_ok() || index + 1 < tried.len(), reading);
@@ -35,12 +42,12 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading) -> 
     outcome.map(|()| progress)
 }
 
-fn carry_out<'a>(session: &Session, chain: &'a Chain) -> Progress<'a> {
+fn carry_out<'a>(session: &Session, chain: &'a Chain, done: impl Fn(&Step)) -> Progress<'a> {
     let mut tried = Vec::new();
     for step in chain {
         tried.push(step);
         match carry_out_step(session, step) {
-            Ok(()) => log::log!(level(step), "{}", sentence(step)),
+            Ok(()) => done(step),
             Err(error) => {
                 log::debug!("not done: {}: {error}", sentence(step));
                 return (tried, Err(error));

@@ -18,8 +18,12 @@
 mod args;
 mod election;
 mod execute;
+mod metrics;
+mod overview;
+mod page;
 pub mod plan;
 mod reading;
+mod serve;
 pub mod state;
 pub mod tasks;
 pub mod view;
@@ -27,11 +31,14 @@ pub mod view;
 use std::io;
 use std::net::TcpListener;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::{
+    Arc,
+    mpsc::{self, Sender},
+};
 use std::time::{Duration, Instant};
 
 use zk_guard::{Duties, Line, Side};
-use zk_http::{Limits, Listen, ListenError, Pulse, Status, Unwell};
+use zk_http::{Listen, ListenError, Pulse, Ready, Unwell};
 use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
@@ -40,8 +47,11 @@ pub use execute::carry_out_step;
 pub use reading::read_task;
 
 use election::Standing;
+use metrics::Metrics;
+use overview::{Cluster, Overview};
 use plan::{Retention, plan};
 use reading::Reading;
+use serve::Lookout;
 
 /// What a master needs to know.
 #[derive(Debug)]
@@ -83,8 +93,14 @@ enum Message {
     Session(Event),
     /// The guard asks whether the loop goes round.
     Ping,
+    /// Somebody wants to know how things are.
+    Look(Sender<Overview>),
     Stop,
 }
+
+/// The words of a master that is ready.
+const STANDBY: &str = "standby";
+const PRIMARY: &str = "primary";
 
 /// How long to wait for the server's word that the session is closed.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -108,16 +124,12 @@ pub fn run(config: Config) -> Result<ExitCode, Error> {
 }
 
 fn serve(config: Config, guard: Line) -> Result<(), Error> {
-    let pulse = Pulse::default();
-    if let Some(listener) = listen(config.listen)? {
-        let pulse = pulse.clone();
-        zk_http::serve(listener, Limits::default(), move |request, reply| match request.path() {
-            "/healthz" => pulse.answer(reply),
-            _ => reply.send(Status::NotFound, "there is no such thing here\n"),
-        })
-        .map_err(Error::Thread)?;
-    }
+    let (pulse, metrics) = (Pulse::default(), Arc::<Metrics>::default());
     let (tx, rx) = mpsc::channel();
+    if let Some(listener) = listen(config.listen)? {
+        let lookout = Lookout::new(config.address.clone(), pulse.clone(), metrics.clone(), tx.clone());
+        serve::serve(listener, lookout).map_err(Error::Thread)?;
+    }
     let ping = tx.clone();
     guard.on_ping(move || _ = ping.send(Message::Ping)).map_err(Error::Thread)?;
     let stop = tx.clone();
@@ -135,6 +147,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
         address,
         retention,
         instance,
+        metrics,
         sessions: 0,
         notify,
         pause: FIRST_PAUSE,
@@ -143,14 +156,18 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     };
     let mut state = master.seek(Duration::ZERO);
     loop {
-        pulse.beat();
+        pulse.beat(state.ready());
         let message = match state.wake() {
             None => rx.recv().ok(),
             Some(at) => rx.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
         };
+        // Whoever looks changes nothing: that is no reason to read or to plan.
+        let mut news = message.is_none();
         // All that is there is taken at once: a hundred hints are one reading.
         for message in message.into_iter().chain(rx.try_iter()) {
+            news |= !matches!(message, Message::Look(_));
             match message {
+                Message::Look(asked) => asked.send(master.overview(&state)).ok().unwrap_or_default(), // or they left
                 Message::Stop => {
                     state.close();
                     log::info!("stopped");
@@ -160,7 +177,9 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
                 Message::Session(event) => state = master.on_event(state, event),
             }
         }
-        state = master.go_on(state);
+        if news {
+            state = master.go_on(state);
+        }
     }
 }
 
@@ -168,7 +187,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
 fn listen(listen: Listen) -> Result<Option<TcpListener>, Error> {
     match (listen.bind(), listen) {
         (Err(error), Listen::Everywhere(_)) => {
-            log::warn!("serving no /healthz: {error}");
+            log::warn!("serving nothing over HTTP: {error}");
             Ok(None)
         }
         (bound, _) => Ok(bound?),
@@ -204,6 +223,14 @@ impl State {
         }
     }
 
+    fn ready(&self) -> Ready {
+        match self {
+            State::Seeking { .. } | State::Losing { .. } => Err("there is no session with ZooKeeper"),
+            State::StandingBy { .. } => Ok(STANDBY),
+            State::Reigning { .. } => Ok(PRIMARY),
+        }
+    }
+
     fn close(&self) {
         if let Some(session) = self.session() {
             session.close(CLOSE);
@@ -217,6 +244,7 @@ struct Master {
     address: Address,
     retention: Retention,
     instance: Instance,
+    metrics: Arc<Metrics>,
     /// How many sessions there have been.
     sessions: u32,
     notify: Notify,
@@ -228,6 +256,20 @@ struct Master {
 }
 
 impl Master {
+    /// What this master knows, without asking anybody.
+    fn overview(&self, state: &State) -> Overview {
+        match state {
+            State::Seeking { .. } | State::Losing { .. } => Overview::Nothing,
+            State::StandingBy { primary, .. } => Overview::Standby { primary: primary.clone() },
+            State::Reigning { session, reading, .. } => {
+                let others = reading.masters().filter(|(instance, _)| *instance != self.instance);
+                let others = others.map(|(_, address)| address.clone()).collect();
+                let now_ms = session.server_time_ms().unwrap_or(reading.view.now_ms);
+                Overview::Primary(Cluster::of(&reading.view, others, now_ms))
+            }
+        }
+    }
+
     /// Without a session a master does nothing that its guard would have to stop.
     fn seek(&mut self, pause: Duration) -> State {
         self.guard.released();
@@ -243,6 +285,7 @@ impl Master {
             (Event::Lost { session: number, reason }, state) => match state.session() {
                 Some(session) if session.number() == number => {
                     log::warn!("session lost, was {}: {reason}", state_name(&state));
+                    self.metrics.session_losses.inc();
                     self.seek(Duration::ZERO)
                 }
                 _ => state,
@@ -359,7 +402,7 @@ impl Master {
         let pause = if plan.chains.is_empty() && !reading.is_behind() {
             let in_ms = plan.look_again_ms.map(|at| u64::try_from(at - reading.view.now_ms).unwrap_or(0));
             in_ms.map(|in_ms| Duration::from_millis(in_ms.max(10)))
-        } else if execute::execute(session, &plan, reading)? || reading.is_behind() {
+        } else if execute::execute(session, &plan, reading, &self.metrics)? || reading.is_behind() {
             // What was written is read again at once; in between the mailbox is looked at.
             Some(Duration::ZERO)
         } else {

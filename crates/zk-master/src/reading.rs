@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use zk_session::{Change, Error, Session, Stat, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
-    Assignment, AssignmentMeta, Attempt, DecodeError, Drain, LiveName, Outcome, Status, Task, TaskMeta, TaskName,
-    Worker, WorkerName,
+    Address, Assignment, AssignmentMeta, Attempt, DecodeError, Drain, Instance, Live, LiveName, Outcome, Role, Status,
+    Task, TaskMeta, TaskName, Worker, WorkerName,
 };
 
 use crate::plan::{Plan, Step};
@@ -31,6 +31,8 @@ pub(crate) struct Reading {
     closed: BTreeSet<WorkerName>,
     /// `/tasks` and `/assign` have watches on all below them.
     below: bool,
+    /// Every process that lives and is no registered worker: where it listens, if it is a master.
+    masters: BTreeMap<Instance, Option<Address>>,
     /// Where a write was refused, and when it is tried again, by the servers' clock.
     refused: BTreeMap<String, i64>,
 }
@@ -101,6 +103,11 @@ impl Reading {
             waits.is_none()
         });
         again.into_iter().for_each(|at_ms| plan.look_again_at(at_ms));
+    }
+
+    /// Where the masters are, this one included.
+    pub(crate) fn masters(&self) -> impl Iterator<Item = (Instance, &Address)> {
+        self.masters.iter().filter_map(|(instance, address)| Some((*instance, address.as_ref()?)))
     }
 
     /// Something changed at a path.
@@ -420,7 +427,8 @@ impl Reading {
         }
         let names = self.list(session, paths::LIVE)?;
         let nodes: BTreeSet<LiveName> = self.parse(paths::LIVE, &names);
-        self.view.live = nodes.into_iter().map(|node| node.instance).collect();
+        self.view.live = nodes.iter().map(|node| node.instance).collect();
+        self.meet_masters(session, &nodes)?;
         if first {
             let View { tasks, unread, workers, .. } = &self.view;
             log::info!("took over workers={} tasks={}", workers.len(), tasks.len() + unread.len());
@@ -431,7 +439,28 @@ impl Reading {
         }
         Ok(())
     }
+
+    /// Looks once at each process that lives and is no registered worker. Nothing is decided by what they are: people want
+    /// to know where the other masters are.
+    fn meet_masters(&mut self, session: &Session, nodes: &BTreeSet<LiveName>) -> Result<(), Error> {
+        let View { workers, live, .. } = &self.view;
+        let workers: BTreeSet<Instance> = workers.values().filter_map(Worker::instance).collect();
+        self.masters.retain(|instance, _| live.contains(instance) && !workers.contains(instance));
+        let strangers = nodes.iter().filter(|node| !workers.contains(&node.instance));
+        let strangers = strangers.filter(|node| !self.masters.contains_key(&node.instance));
+        let strangers: Vec<LiveName> = strangers.take(MET_AT_ONCE).copied().collect();
+        let read = in_parallel(&strangers, |node| session.read(&paths::live(node), false));
+        for (node, read) in strangers.into_iter().zip(read) {
+            let live = self.readable(&paths::live(&node), read)?.map(|(data, _)| Live::decode(&data));
+            let master = live.filter(|live| live.meta.as_ref().is_some_and(|meta| meta.role == Role::Master));
+            self.masters.insert(node.instance, master.and_then(|live| live.address.parse().ok()));
+        }
+        Ok(())
+    }
 }
+
+/// So many processes that are no registered workers are looked at after each change.
+const MET_AT_ONCE: usize = 100;
 
 /// When a task has ended that is marked to be removed: too long ago to be kept, whatever the retention.
 const LONG_AGO_MS: i64 = 0;
@@ -449,7 +478,8 @@ pub fn read_task(
     let path = paths::task(&name);
     let (head, mut attempts, children) = match before {
         Some(Known { czxid, submit, stage: Stage::Open(open) }) => {
-            let head = Head { czxid: *czxid, submit: submit.clone(), meta: open.meta.clone(), removed: false };
+            let (meta, submitted_ms) = (open.meta.clone(), open.submitted_ms);
+            let head = Head { czxid: *czxid, submit: submit.clone(), meta, removed: false, submitted_ms };
             (head, open.attempts.clone(), true)
         }
         _ => {
@@ -516,6 +546,7 @@ struct Head {
     meta: Result<Option<TaskMeta>, String>,
     /// It is marked to be removed.
     removed: bool,
+    submitted_ms: i64,
 }
 
 fn head(path: &str, data: &[u8], stat: Stat) -> Result<Head, Error> {
@@ -529,7 +560,7 @@ fn head(path: &str, data: &[u8], stat: Stat) -> Result<Head, Error> {
     };
     let submit = task.as_ref().ok().and_then(|task| task.meta.as_ref()?.submit.clone());
     let meta = task.map(|task| task.meta).map_err(|error| error.to_string());
-    Ok(Head { czxid: stat.czxid, submit, meta, removed })
+    Ok(Head { czxid: stat.czxid, submit, meta, removed, submitted_ms: stat.ctime_ms })
 }
 
 impl Head {
@@ -543,7 +574,10 @@ impl Head {
         let stage = match self.removed {
             // Its status is deleted already.
             true => Stage::Ended { outcome: Outcome::Other("removed".to_owned()), at_ms: LONG_AGO_MS },
-            false => Stage::Open(Box::new(Open { meta: self.meta, cancel, attempts })),
+            false => {
+                let Head { meta, submitted_ms, .. } = self;
+                Stage::Open(Box::new(Open { meta, cancel, attempts, submitted_ms }))
+            }
         };
         Known { czxid: self.czxid, submit: self.submit, stage }
     }

@@ -151,6 +151,11 @@ impl Tasks {
         self.queue.len() + self.special.len()
     }
 
+    /// Those that have ended, the latest first, each with when that was.
+    pub fn latest_ended(&self) -> impl Iterator<Item = (i64, TaskName)> {
+        self.ended.iter().rev().copied()
+    }
+
     /// Those that have ended and that nobody waits for who has not, the longest ago first, each with when that was.
     pub fn removable(&self) -> impl Iterator<Item = (i64, TaskName)> {
         self.ended.iter().filter(|(_, name)| !self.needed.contains_key(name)).copied()
@@ -185,7 +190,7 @@ mod tests {
             (prop::result::maybe_ok(meta, "no"), any::<bool>(), 0..3_u32).prop_map(|(meta, cancel, attempts)| {
                 let meta = meta.map_err(|why| why.to_string());
                 let attempts = (0..attempts).map(|number| (number, Recorded { kind: None, at_ms: 0 })).collect();
-                Stage::Open(Box::new(Open { meta, cancel, attempts }))
+                Stage::Open(Box::new(Open { meta, cancel, attempts, submitted_ms: 0 }))
             });
         let ended = (0..5_i64).prop_map(|at_ms| Stage::Ended { outcome: Outcome::Done, at_ms });
         let submit = prop::option::of("[ab]");

@@ -90,6 +90,8 @@ pub struct Open {
     pub cancel: bool,
     /// The attempts that ended without a status.
     pub attempts: BTreeMap<u32, Recorded>,
+    /// When it was submitted, in milliseconds by the servers' clock.
+    pub submitted_ms: i64,
 }
 
 /// The record of an attempt.

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use zk_cli::now_ms;
+use zk_http::Ready;
 use zk_session::{Change, Error, Kind, Session};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
@@ -75,6 +76,16 @@ impl Connection {
 
     pub(crate) fn number(&self) -> u32 {
         self.session.number()
+    }
+
+    /// Whether something can be assigned, or why not.
+    pub(crate) fn ready(&self) -> Ready {
+        match self.registration {
+            Registration::Registered => Ok("registered"),
+            Registration::Stale => Err("it is about to register"),
+            Registration::Waiting => Err("it waits for a master to set up the tree"),
+            Registration::Contested(_) => Err("its name is registered by another session"),
+        }
     }
 
     pub(crate) fn close(&self, patience: Duration) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use zk_cli::now_ms;
-use znode_paths::{Attempt, AttemptMeta, Instance, Status, StatusMeta, Task, TaskName};
+use znode_paths::{Attempt, AttemptMeta, Instance, Status, StatusMeta, Stream, Task, TaskName};
 
 use crate::Life;
 use crate::command::command;
@@ -35,6 +35,8 @@ pub(crate) struct Job {
     /// After a failure there is another attempt.
     again: bool,
     start_ms: u64,
+    /// The same, by a clock that nobody sets.
+    since: Instant,
     /// When its time limit passes.
     limit_at: Option<Instant>,
     folder: Option<Folder>,
@@ -99,7 +101,7 @@ impl Jobs {
         self.running() == 0
     }
 
-    fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.jobs.values().filter(|job| matches!(job.stage, Stage::Running { .. })).count()
     }
 
@@ -171,6 +173,7 @@ impl Jobs {
             plain: task.meta.is_none(),
             again,
             start_ms: now_ms(),
+            since: Instant::now(),
             limit_at: task.meta.as_ref().and_then(|meta| meta.timeout_ms).and_then(limit_at),
             folder: None,
             stage: Stage::Ended(End { exited: None, why: None, error: None, at_ms: now_ms() }),
@@ -197,6 +200,7 @@ impl Jobs {
             Err(NotStarted::Expired) => return,
             Err(NotStarted::Failed(error)) => {
                 log::warn!("cannot start task={name} attempt={attempt}: {error}");
+                life.metrics.start_failures.inc();
                 let cwd = task.meta.as_ref().and_then(|meta| meta.cwd.as_ref());
                 let place = cwd.map(|cwd| format!(" in {cwd}")).unwrap_or_default();
                 let error = Some(format!("cannot start it{place}: {error}"));
@@ -234,11 +238,17 @@ impl Jobs {
         let why = stop.as_ref().map(|stop| stop.why);
         if self.processes.expired() && life.config.on_lost == crate::OnLost::Kill {
             // It was killed with everything else, or might have been: to the primary we are lost.
+            life.metrics.ended(&Report::Lost, job.since.elapsed());
             self.jobs.remove(&name);
             return false;
         }
         log::info!("ended task={name} attempt={} {}", job.attempt, how(&exited));
         let error = job.folder.as_ref().and_then(Folder::close);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let length = job.folder.as_ref().and_then(|folder| folder.length(stream));
+            life.metrics.wrote(stream, length.unwrap_or_default());
+        }
+        life.metrics.ended(&report(why, exited.code == Some(0), job.again), job.since.elapsed());
         job.stage = Stage::Ended(End { exited: Some(exited), why, error, at_ms: now_ms() });
         true
     }
@@ -275,10 +285,11 @@ impl Jobs {
     }
 
     /// The leash has run out: what ran is dead, and to the primary it was never ours.
-    pub(crate) fn forget_running(&mut self) {
+    pub(crate) fn forget_running(&mut self, life: &Life) {
         self.jobs.retain(|name, job| {
             let ended = matches!(job.stage, Stage::Ended(_));
             if !ended {
+                life.metrics.ended(&Report::Lost, job.since.elapsed());
                 log::warn!("killed task={name} attempt={}: this worker may count as lost", job.attempt);
             }
             ended

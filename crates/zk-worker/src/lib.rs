@@ -27,6 +27,7 @@ mod jobs;
 pub mod judge;
 pub mod keeper;
 mod leftovers;
+mod metrics;
 mod output;
 mod processes;
 mod serve;
@@ -39,7 +40,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use zk_guard::{Cgroup, Duties, Line, Side};
-use zk_http::{Listen, ListenError, Pulse, Unwell};
+use zk_http::{Listen, ListenError, Pulse, Ready, Unwell};
 use zk_session::{Event, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
@@ -51,6 +52,7 @@ use gate::Gate;
 use jobs::Jobs;
 use keeper::Keep;
 use leftovers::Held;
+use metrics::Metrics;
 use output::Outputs;
 use processes::{Exited, Processes};
 
@@ -199,8 +201,9 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
         log::warn!("serving output to whoever can reach {}: only a --task-key can prevent that", config.listen);
     }
     let gate = Gate::new(keys);
-    let serve = |listener| serve::serve(listener, outputs.clone(), gate, pulse.clone()).map_err(Error::Thread);
-    let server = listener.map(serve).transpose()?;
+    let metrics = Arc::new(Metrics::new(config.slots));
+    let serve = |listener| serve::serve(listener, outputs.clone(), gate, pulse.clone(), metrics.clone());
+    let server = listener.map(serve).transpose().map_err(Error::Thread)?;
     if config.run_as.is_none() && rustix::process::geteuid().is_root() {
         log::warn!("tasks run as root: whoever can submit is root here (--run-as gives them another user)");
     }
@@ -222,7 +225,7 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let mut worker = Worker {
         session: Arc::new(zk_session::Config { witness: Some(Arc::new(guard.clone())), ..config.session.clone() }),
         guard,
-        life: Life { config, outputs, instance, instances, leaving: Leaving::No },
+        life: Life { config, outputs, metrics, instance, instances, leaving: Leaving::No },
         held,
         jobs: Jobs::new(processes),
         link: Link::Down { from: Instant::now(), opening: None },
@@ -248,6 +251,7 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
 struct Life {
     config: Config,
     outputs: Arc<Outputs>,
+    metrics: Arc<Metrics>,
     instance: Instance,
     /// All that this process has been, the present one included, and those who held its work dir before, who are dead.
     instances: Vec<Instance>,
@@ -286,7 +290,7 @@ struct Worker {
 impl Worker {
     fn serve(&mut self, mailbox: &mpsc::Receiver<Message>) -> Result<(), Error> {
         while self.go_on() == Next::Wait {
-            self.pulse.beat();
+            self.say_how_it_is();
             let message = match self.wake() {
                 None => mailbox.recv().ok(),
                 Some(at) => mailbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
@@ -297,6 +301,19 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// For whoever asks over HTTP.
+    fn say_how_it_is(&self) {
+        let ready: Ready = match &self.link {
+            Link::Up(connection) => connection.ready(),
+            Link::Down { .. } | Link::Losing { .. } => Err("there is no session with ZooKeeper"),
+        };
+        self.pulse.beat(ready);
+        let metrics = &self.life.metrics;
+        metrics.session_up.set(matches!(self.link, Link::Up(_)).into());
+        metrics.registered.set(ready.is_ok().into());
+        metrics.running.set(i64::try_from(self.jobs.running()).unwrap_or(i64::MAX));
     }
 
     fn wake(&self) -> Option<Instant> {
@@ -347,6 +364,7 @@ impl Worker {
                 };
                 if ours {
                     log::warn!("session lost, starting nothing until there is another: {reason}");
+                    self.life.metrics.session_losses.inc();
                     self.link = Link::Down { from: Instant::now(), opening: None };
                 }
             }
@@ -400,12 +418,13 @@ impl Worker {
     fn start_over(&mut self) -> bool {
         if let Link::Up(connection) = &self.link {
             // Its registration goes with it. It is over on our side in any case.
+            self.life.metrics.session_losses.inc();
             connection.close(Duration::ZERO);
             self.link = Link::Down { from: Instant::now(), opening: None };
         }
         let kill = self.life.config.on_lost == OnLost::Kill;
         if kill {
-            self.jobs.forget_running();
+            self.jobs.forget_running(&self.life);
             if !self.jobs.processes.all_dead() {
                 return false;
             }

@@ -188,6 +188,11 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), files, start, written, outputs: outputs.clone() })
     }
 
+    /// How much the command has written to a stream, if it has ended.
+    pub(crate) fn length(&self, stream: Stream) -> Option<u64> {
+        self.written.get(stream).end()
+    }
+
     /// A file for a command that is too long for an argument.
     pub(crate) fn write_command(&self, command: &str) -> io::Result<PathBuf> {
         let path = self.path.join("command");

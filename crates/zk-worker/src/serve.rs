@@ -1,14 +1,16 @@
-//! What the worker serves over HTTP: whether it is well, and the output of what it runs and ran.
+//! What the worker serves over HTTP: whether it is well, its metrics, and the output of what it runs and ran.
 
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 use zk_http::{Limits, Pulse, Reply, Request, Server, Status};
 use znode_paths::OutputPath;
 
 use crate::gate::Gate;
+use crate::metrics::Metrics;
 use crate::output::{Log, Outputs};
 
 /// How often somebody who follows is given what is new. A look costs 5 µs and nothing is looked at unless somebody follows;
@@ -26,9 +28,17 @@ const CHUNK: usize = 32 * 1024;
 ///
 /// # Errors
 /// No thread could be started.
-pub(crate) fn serve(listener: TcpListener, outputs: Arc<Outputs>, gate: Gate, pulse: Pulse) -> io::Result<Server> {
+pub(crate) fn serve(
+    listener: TcpListener,
+    outputs: Arc<Outputs>,
+    gate: Gate,
+    pulse: Pulse,
+    metrics: Arc<Metrics>,
+) -> io::Result<Server> {
     zk_http::serve(listener, Limits::default(), move |request, reply| match request.path() {
-        "/healthz" => pulse.answer(reply),
+        "/healthz" => pulse.health(reply),
+        "/readyz" => pulse.readiness(reply),
+        "/metrics" => reply.send_as(Status::Ok, CONTENT_TYPE, &metrics.text()),
         path => match path.parse() {
             Ok(path) => match gate.admit(request, zk_cli::now_ms()) {
                 Ok(()) => output(&outputs, &path, request, reply),

@@ -159,7 +159,7 @@ impl Tree {
 }
 
 fn open(meta: Result<Option<TaskMeta>, String>) -> Stage {
-    Stage::Open(Box::new(Open { meta, cancel: false, attempts: BTreeMap::new() }))
+    Stage::Open(Box::new(Open { meta, cancel: false, attempts: BTreeMap::new(), submitted_ms: 0 }))
 }
 
 fn assign_to(name: &str, number: u32, holder: Option<u64>, attempt: u32) -> Chain {
