@@ -237,7 +237,7 @@ impl Cluster {
     #[must_use]
     pub fn flow(&self, pace: Duration, longest: Duration, seed: u64) -> Flow {
         let connect = self.zk.parse().expect("the harness makes good connect strings");
-        let config = Config { connect, timeout: Duration::from_secs(10), digest: None, witness: None };
+        let config = Config::new(connect, Duration::from_secs(10));
         let accepted: Arc<Mutex<Vec<TaskName>>> = Arc::default();
         let (stop, stopped) = mpsc::channel();
         let (host, accepted_here) = (self.observer.clone(), Arc::clone(&accepted));

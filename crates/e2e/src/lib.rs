@@ -3,6 +3,7 @@
 //! - [`Server`] and [`Ensemble`]: private ZooKeeper servers that can be killed, frozen and started again.
 //! - [`Daemon`]: one of our programs, its output, and signals to it.
 //! - [`ZkCli`]: a session of the stock `zkCli.sh`: a person who plays a role by hand.
+//! - [`Authority`]: makes certificates for servers and clients.
 //! - [`Hosts`]: machines of their own (network namespaces) whose link can be cut silently.
 //! - [`Fake`]: a server that behaves badly, or just well enough to count what a client does.
 //! - [`trace`]: a thread that stands still, a process that does not die.
@@ -17,6 +18,7 @@
 //!
 //! What goes wrong in the harness itself is a panic with a sentence: there is nothing a test could do about it.
 
+pub mod certificates;
 pub mod cli;
 pub mod cluster;
 pub mod compose;
@@ -36,6 +38,7 @@ pub mod txnlog;
 pub mod wait;
 pub mod wire;
 
+pub use certificates::{Authority, Issued};
 pub use cli::ZkCli;
 pub use cluster::Cluster;
 pub use compose::Compose;
@@ -44,7 +47,7 @@ pub use fake::{Act, Fake};
 pub use netns::{Host, Hosts};
 pub use port::Port;
 pub use rustix::process::Signal;
-pub use server::{Ensemble, Server, Setup};
+pub use server::{Ensemble, Secure, Server, Setup};
 pub use tree::Tree;
 pub use txnlog::{Txn, TxnKind};
 pub use wait::{stays, wait_for, wait_within};

@@ -18,15 +18,16 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    Host, Port, Txn, janitor,
+    Host, Issued, Port, Txn, janitor,
     joined::Part,
     process::{self, Process},
     txnlog, wait, wait_for, wait_within,
 };
 
-/// Debian's packages `zookeeper` and `libslf4j-java`. The manifest of `zookeeper.jar` names what it needs itself; slf4j-simple
-/// sends the log to stderr without any configuration.
-const CLASS_PATH: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar";
+/// Debian's packages `zookeeper` and `libslf4j-java`. The manifest of `zookeeper.jar` names what it needs itself, but not what
+/// Netty needs, on which a port with TLS stands; slf4j-simple sends the log to stderr without any configuration.
+const CLASS_PATH: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar:/usr/share/java/netty-codec.jar:\
+    /usr/share/java/netty-resolver.jar:/usr/share/java/netty-transport-native-unix-common.jar";
 
 /// Starting fast counts more than running fast.
 const JAVA_OPTIONS: [&str; 11] = [
@@ -59,11 +60,39 @@ pub struct Setup {
     pub force_sync: bool,
     /// Further lines of `zoo.cfg`.
     pub lines: Vec<String>,
+    /// A port that speaks TLS, beside the other one.
+    pub secure: Option<Secure>,
+}
+
+/// What a port that speaks TLS shows and asks for.
+#[derive(Clone, Debug)]
+pub struct Secure {
+    /// The server's own certificate.
+    pub own: Issued,
+    /// The authority of the clients' certificates.
+    pub authority: PathBuf,
+    /// `ssl.clientAuth`: `need`, `want` or `none`.
+    pub client_auth: &'static str,
+}
+
+impl Secure {
+    /// The lines of `zoo.cfg`.
+    fn lines(&self, address: SocketAddr) -> [String; 7] {
+        [
+            "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory".to_owned(),
+            format!("secureClientPort={}", address.port()),
+            format!("secureClientPortAddress={}", address.ip()),
+            format!("ssl.keyStore.location={}", self.own.both.display()),
+            format!("ssl.trustStore.location={}", self.authority.display()),
+            format!("ssl.clientAuth={}", self.client_auth),
+            "ssl.enabledProtocols=TLSv1.2,TLSv1.3".to_owned(),
+        ]
+    }
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { tick: Duration::from_millis(200), force_sync: false, lines: Vec::new() }
+        Setup { tick: Duration::from_millis(200), force_sync: false, lines: Vec::new(), secure: None }
     }
 }
 
@@ -72,6 +101,7 @@ pub struct Server {
     process: Process,
     force_sync: bool,
     address: SocketAddr,
+    secure: Option<SocketAddr>,
     host: Option<Host>,
     dir: TempDir,
     /// Ports on the loopback address, for as long as the server may be started again on them.
@@ -99,7 +129,14 @@ impl Server {
     pub fn start_with(setup: &Setup, host: Option<&Host>) -> Server {
         let mut ports = Vec::new();
         let address = address(host, 2181, &mut ports);
-        let server = Server::launch(setup, host, address, None, ports);
+        let (mut setup, mut secure) = (setup.clone(), None);
+        if let Some(security) = &setup.secure {
+            let port = self::address(host, 2281, &mut ports);
+            setup.lines.extend(security.lines(port));
+            secure = Some(port);
+        }
+        let mut server = Server::launch(&setup, host, address, None, ports);
+        server.secure = secure;
         server.wait_ready();
         server
     }
@@ -136,7 +173,7 @@ impl Server {
         }
         fs::write(dir.path().join("zoo.cfg"), config).expect("a file can be written");
         let process = start_java(&dir, setup.force_sync, host, address);
-        Server { process, force_sync: setup.force_sync, address, host: host.cloned(), dir, _ports: ports }
+        Server { process, force_sync: setup.force_sync, address, secure: None, host: host.cloned(), dir, _ports: ports }
     }
 
     /// Waits until it serves: alone, or as a member of a quorum.
@@ -146,8 +183,16 @@ impl Server {
             if let Some(status) = self.process.exited() {
                 panic!("ZooKeeper on {} ended ({status}):\n{}", self.address, self.log());
             }
-            self.mode().map(|_| ())
+            self.mode()?;
+            self.secure.map_or(Ok(()), |port| self.connect(port).map(drop).map_err(|error| error.to_string()))
         });
+    }
+
+    fn connect(&self, port: SocketAddr) -> io::Result<TcpStream> {
+        match &self.host {
+            Some(host) => host.connect(port, FOUR_LETTER_LIMIT),
+            None => TcpStream::connect_timeout(&port, FOUR_LETTER_LIMIT),
+        }
     }
 
     /// `standalone`, `leader` or `follower`, if it serves.
@@ -161,6 +206,13 @@ impl Server {
     #[must_use]
     pub fn connect_string(&self) -> String {
         self.address.to_string()
+    }
+
+    /// `address:port` of the port that speaks TLS.
+    #[must_use]
+    #[track_caller]
+    pub fn secure_connect_string(&self) -> String {
+        self.secure.expect("it was set up with one").to_string()
     }
 
     /// A connect string with a chroot that no other call gives. The chroot znode is not made.
@@ -216,10 +268,7 @@ impl Server {
 
     /// Asks a four-letter word, such as `mntr`. An error after a second if nothing comes back.
     pub fn four_letter(&self, word: &str) -> io::Result<String> {
-        let mut stream = match &self.host {
-            Some(host) => host.connect(self.address, FOUR_LETTER_LIMIT)?,
-            None => TcpStream::connect_timeout(&self.address, FOUR_LETTER_LIMIT)?,
-        };
+        let mut stream = self.connect(self.address)?;
         stream.set_read_timeout(Some(FOUR_LETTER_LIMIT))?;
         stream.write_all(word.as_bytes())?;
         stream.shutdown(Shutdown::Write)?;
@@ -342,6 +391,7 @@ impl Ensemble {
             tick: Duration::from_millis(500),
             lines: vec!["initLimit=10".to_owned(), "syncLimit=4".to_owned()],
             force_sync,
+            secure: None,
         };
         let mut members = Vec::new();
         for (id, host) in (1..).zip(hosts) {

@@ -23,7 +23,7 @@ impl Tree {
     #[track_caller]
     pub fn of(zk: &str, host: Option<&Host>) -> Tree {
         let connect = zk.parse().expect("the harness makes good connect strings");
-        let config = Config { connect, timeout: Duration::from_secs(30), digest: None, witness: None };
+        let config = Config::new(connect, Duration::from_secs(30));
         Tree { config, session: Mutex::default(), host: host.cloned() }
     }
 

@@ -1,6 +1,7 @@
 //! What the command lines of `zk-master`, `zk-worker` and `zk-client` share: the options of the connection, the log, the
 //! stop signals. Nothing of what any of them does.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _};
@@ -14,7 +15,7 @@ use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::process::{getpid, getppid, set_parent_process_death_signal};
-use zk_session::{Config, ConnectString};
+use zk_session::{Config, ConnectString, Tls, TlsError};
 use znode_paths::{KeyError, TaskKeys};
 
 /// How to reach the ensemble, and how much to say.
@@ -24,13 +25,26 @@ pub struct CommonArgs {
     #[arg(long, env = "ZK_CONNECT", value_name = "CONNECT", default_value = "127.0.0.1:2181", global = true)]
     pub zk: ConnectString,
 
-    /// A file with `digest:user:password`: every znode made is then for that identity only
+    /// A file with `digest:user:password`: every znode made is then for that identity only (also `ZK_AUTH`, which may hold the
+    /// identity itself)
     #[arg(long, env = "ZK_AUTH_FILE", value_name = "FILE", global = true)]
     pub auth_file: Option<PathBuf>,
 
-    /// The identity itself, for whoever has it in the environment.
-    #[arg(long, env = "ZK_AUTH", hide = true, hide_env_values = true, value_name = "IDENTITY", global = true)]
-    auth: Option<String>,
+    /// A file with the certificates of the authorities that sign those of the servers, PEM: connections are then TLS
+    #[arg(long, env = "ZK_TLS_CA", value_name = "FILE", global = true)]
+    pub tls_ca: Option<PathBuf>,
+
+    /// A file with our certificate and those between it and its authority, PEM, for servers that want one
+    #[arg(long, env = "ZK_TLS_CERT", value_name = "FILE", global = true)]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The file with its private key, PEM
+    #[arg(long, env = "ZK_TLS_KEY", value_name = "FILE", global = true)]
+    pub tls_key: Option<PathBuf>,
+
+    /// The name that the servers' certificates are for [default: the host in `--zk`]
+    #[arg(long, env = "ZK_TLS_NAME", value_name = "NAME", global = true)]
+    pub tls_name: Option<String>,
 
     /// More in the log (twice: more still)
     #[arg(short, long, action = ArgAction::Count, global = true)]
@@ -66,10 +80,10 @@ impl TaskKeyArgs {
 /// An option that cannot be used, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ArgsError {
-    /// The file of `--auth-file` cannot be read.
+    /// A file that an option names cannot be read.
     #[error("cannot read {0}: {1}")]
     Unreadable(PathBuf, io::Error),
-    /// Others could read the password.
+    /// Others could read the secret in it.
     #[error("{0} can be read by others: chmod 600 {0}")]
     Open(PathBuf),
     /// It does not hold an identity.
@@ -78,6 +92,12 @@ pub enum ArgsError {
     /// It does not hold task keys.
     #[error("{0} holds no task key: {1}")]
     NoTaskKey(PathBuf, KeyError),
+    /// TLS cannot be spoken with what was given.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// An option is given without another one that it needs.
+    #[error("{0} is of no use without {1}")]
+    Without(&'static str, &'static str),
     /// Stop signals cannot be heard.
     #[error("cannot listen for stop signals: {0}")]
     Signals(ctrlc::Error),
@@ -89,12 +109,25 @@ impl CommonArgs {
     /// # Errors
     /// The identity cannot be used.
     pub fn config(&self, session_timeout: Duration) -> Result<Config, ArgsError> {
-        let digest = match (&self.auth_file, &self.auth) {
-            (Some(file), _) => Some(digest_of(&read_secret(file)?, &file.display().to_string())?),
-            (None, Some(identity)) => Some(digest_of(identity, "ZK_AUTH")?),
+        let digest = identity(self.auth_file.as_deref(), std::env::var_os("ZK_AUTH"))?;
+        Ok(Config { digest, tls: self.tls()?, ..Config::new(self.zk.clone(), session_timeout) })
+    }
+
+    fn tls(&self) -> Result<Option<Tls>, ArgsError> {
+        let Some(authorities) = &self.tls_ca else {
+            let others = [self.tls_cert.as_ref().map(|_| "--tls-cert"), self.tls_key.as_ref().map(|_| "--tls-key")];
+            let name = self.tls_name.as_ref().map(|_| "--tls-name");
+            let alone = others.into_iter().chain([name]).flatten().next();
+            return alone.map_or(Ok(None), |alone| Err(ArgsError::Without(alone, "--tls-ca")));
+        };
+        let own = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read_secret(key)?)),
+            (Some(_), None) => return Err(ArgsError::Without("--tls-cert", "--tls-key")),
+            (None, Some(_)) => return Err(ArgsError::Without("--tls-key", "--tls-cert")),
             (None, None) => None,
         };
-        Ok(Config { connect: self.zk.clone(), timeout: session_timeout, digest, witness: None })
+        let own = own.as_ref().map(|(certificate, key)| (&certificate[..], key.as_bytes()));
+        Ok(Some(Tls::new(&read(authorities)?, own, self.tls_name.as_deref())?))
     }
 
     /// Starts the log on standard error: `info` and above, unless the options or `RUST_LOG` say otherwise.
@@ -110,6 +143,23 @@ impl CommonArgs {
         let mut log = env_logger::Builder::new();
         log.filter_level(level).parse_default_env().filter_module("zookeeper", LevelFilter::Off).init();
     }
+}
+
+/// The identity in the file of `--auth-file`; without one, what `ZK_AUTH` holds, which is an identity or the path of a file.
+fn identity(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<String>, ArgsError> {
+    let in_file = |file: &Path| digest_of(&read_secret(file)?, &file.display().to_string()).map(Some);
+    match (file, variable) {
+        (Some(file), _) => in_file(file),
+        (None, Some(variable)) if variable.as_encoded_bytes().starts_with(b"digest:") => {
+            digest_of(&variable.to_string_lossy(), "ZK_AUTH").map(Some)
+        }
+        (None, Some(file)) if !file.is_empty() => in_file(file.as_ref()),
+        (None, _) => Ok(None),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ArgsError> {
+    std::fs::read(path).map_err(|error| ArgsError::Unreadable(path.to_owned(), error))
 }
 
 fn read_secret(path: &Path) -> Result<String, ArgsError> {
@@ -257,23 +307,40 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn args(file: &Path) -> CommonArgs {
-        let zk = "a:1".parse().unwrap();
-        CommonArgs { zk, auth_file: Some(file.to_owned()), auth: None, verbose: 0, quiet: 0 }
+    #[track_caller]
+    fn check(file: Option<&Path>, variable: Option<&str>, expected: Result<Option<&str>, &str>) {
+        match (identity(file, variable.map(OsString::from)), expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found.as_deref(), expected),
+            (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{error}"),
+            (found, expected) => panic!("{found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn an_identity_is_in_a_file_or_in_the_environment() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (path, name) = (file.path(), file.path().to_str().unwrap());
+        std::fs::write(path, "digest:ann:secret\n").unwrap();
+        check(Some(path), None, Ok(Some("ann:secret")));
+        check(None, Some(name), Ok(Some("ann:secret")));
+        check(None, Some("digest:bob:other"), Ok(Some("bob:other")));
+        check(Some(path), Some("digest:bob:other"), Ok(Some("ann:secret")));
+        check(None, Some(""), Ok(None));
+        check(None, None, Ok(None));
+        check(None, Some("digest:bob"), Err("ZK_AUTH does not hold digest:user:password"));
+        check(None, Some("/nowhere"), Err("cannot read /nowhere"));
+        std::fs::write(path, "ann").unwrap();
+        check(Some(path), None, Err("does not hold digest:user:password"));
     }
 
     #[test]
     fn an_identity_that_others_can_read_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "digest:ann:secret\n").unwrap();
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        let refused = args(file.path()).config(Duration::from_secs(1)).unwrap_err();
-        assert!(refused.to_string().contains("chmod 600"), "{refused}");
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
-        let config = args(file.path()).config(Duration::from_secs(1)).unwrap();
-        assert_eq!(config.digest.as_deref(), Some("ann:secret"));
-        std::fs::write(file.path(), "ann").unwrap();
-        assert!(args(file.path()).config(Duration::from_secs(1)).is_err());
+        for mode in [0o644, 0o640, 0o604] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            check(Some(file.path()), None, Err("chmod 600"));
+        }
     }
 
     #[test]

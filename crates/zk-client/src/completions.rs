@@ -110,7 +110,7 @@ _zk_client_or_names() {{
         _zk__client "$@"
         return
     fi
-    for option in --zk --auth-file; do
+    for option in --zk --auth-file --tls-ca --tls-cert --tls-key --tls-name; do
         [[ $COMP_LINE =~ $option[=\ ]+([^ ]+) ]] && at+=("$option" "${{BASH_REMATCH[1]}}")
     done
     COMPREPLY=($(compgen -W "$(zk-client "${{at[@]}}" --connect-timeout 2s names "$kind" 2>/dev/null)" -- "$current"))
@@ -135,7 +135,7 @@ _zk_client_names() {
     local kind=$1 option
     shift
     local -a at names
-    for option in --zk --auth-file; do
+    for option in --zk --auth-file --tls-ca --tls-cert --tls-key --tls-name; do
         [[ "${words[*]}" =~ "${option}[= ]+([^ ]+)" ]] && at+=($option $match[1])
     done
     names=(${(f)"$(zk-client $at --connect-timeout 2s names $kind 2>/dev/null)"})
@@ -155,7 +155,7 @@ fn fish(command: &Command) -> String {
     let mut script = r#"
 function __zk_client_names
     set -l at
-    for option in --zk --auth-file
+    for option in --zk --auth-file --tls-ca --tls-cert --tls-key --tls-name
         set -l value (commandline -p | string match -rg -- $option'[= ]+(\S+)')
         and set -a at $option $value
     end

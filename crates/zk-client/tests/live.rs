@@ -151,7 +151,7 @@ fn a_tree_that_is_not_there_is_not_made_by_looking_at_it() {
     assert_eq!(run(&["list", "--json"]), (0, String::new(), String::new()));
     assert_eq!(run(&["status"]).0, 0);
     assert_eq!(run(&["workers"]).0, 0);
-    let nowhere = Config { connect: zk.parse().unwrap(), timeout: LIMIT, digest: None, witness: None };
+    let nowhere = Config::new(zk.parse().unwrap(), LIMIT);
     let session = Session::open(&nowhere, 1, &(Arc::new(|_| ()) as _)).unwrap();
     assert_eq!(session.stat("/", false).unwrap(), None);
     drop(tree);

@@ -198,7 +198,7 @@ fn pass_back(mut server: TcpStream, mut client: &TcpStream, swallowed: &Mutex<Op
 /// A tree that a master has set up, with three tasks of others.
 fn tree(name: &str) -> (String, Session) {
     let zk = Server::shared().chroot(name);
-    let config = Config { connect: zk.parse().unwrap(), timeout: Duration::from_secs(10), digest: None, witness: None };
+    let config = Config::new(zk.parse().unwrap(), Duration::from_secs(10));
     let session = Session::open(&config, 1, &(Arc::new(|_| ()) as _)).unwrap();
     session.ensure("/tasks").unwrap();
     for data in [&b"x\n{\"zk\":1,\"submit\":\"another\"}"[..], b"\xff", b"plain"] {

@@ -9,10 +9,10 @@
 //! or written before, and whatever changes later fires the watches that the session has set before.
 
 use std::io;
-use std::net::SocketAddr;
 
 use crate::Stat;
 use crate::handshake;
+use crate::stream::Server;
 
 /// How many requests are on their way at the most: enough to keep the server busy, and few enough that they and their
 /// answers fit into the buffers of a connection while we write. A server stops reading at 1,000 (`globalOutstandingLimit`).
@@ -50,7 +50,7 @@ pub(crate) enum Answer {
 /// # Errors
 /// The connection broke, or something came that is not ZooKeeper's: those that `answered` was not called for have no answer.
 pub(crate) fn read(
-    server: SocketAddr,
+    server: &Server,
     digest: Option<&str>,
     what: What,
     paths: &[String],

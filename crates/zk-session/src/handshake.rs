@@ -4,15 +4,11 @@
 //! for ever for a server that accepts a connection and then is silent. So before it may connect, [`probe`] opens and
 //! closes a throw-away session with a deadline, and [`close_session`] ends an earlier session of ours.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::time::Duration;
 
 use crate::SessionId;
-
-/// How long a server may take for each step of a handshake. A server that needs longer than this to make a session is
-/// of no use: a session timeout is of the same order.
-const PATIENCE: Duration = Duration::from_secs(2);
+use crate::stream::{PATIENCE, Server, Stream};
 
 /// Longer answers are not from a ZooKeeper server: a `ConnectResponse` has 37 bytes, any other answer here has 16.
 const LONGEST_ANSWER: usize = 64;
@@ -23,7 +19,7 @@ const CLOSE_SESSION: i32 = -11;
 ///
 /// # Errors
 /// Not reached, not a ZooKeeper server, or one that serves no sessions now.
-pub(crate) fn probe(server: SocketAddr, timeout: Duration) -> io::Result<Duration> {
+pub(crate) fn probe(server: &Server, timeout: Duration) -> io::Result<Duration> {
     let (mut connection, granted) = connect(server, timeout, 0, &[0; 16])?;
     let granted = granted.ok_or_else(|| io::Error::other("it refused a new session"))?;
     connection.close_session();
@@ -36,7 +32,7 @@ pub(crate) fn probe(server: SocketAddr, timeout: Duration) -> io::Result<Duratio
 ///
 /// # Errors
 /// The server was not reached, or the answer did not come: the session may or may not be closed.
-pub(crate) fn close_session(server: SocketAddr, id: SessionId) -> io::Result<bool> {
+pub(crate) fn close_session(server: &Server, id: SessionId) -> io::Result<bool> {
     // The timeout is renegotiated on reopening; any will do for the moment it takes.
     let (mut connection, granted) = connect(server, PATIENCE, id.0, &password(id))?;
     if granted.is_none() {
@@ -66,14 +62,14 @@ fn password(id: SessionId) -> [u8; 16] {
 ///
 /// # Errors
 /// As [`probe`].
-pub(crate) fn open_for_reading(server: SocketAddr) -> io::Result<Connection> {
+pub(crate) fn open_for_reading(server: &Server) -> io::Result<Connection> {
     // Requests keep the session up; it need not outlive a pause.
     let (connection, granted) = connect(server, PATIENCE, 0, &[0; 16])?;
     granted.map(|_| connection).ok_or_else(|| io::Error::other("it refused a new session"))
 }
 
 fn connect(
-    server: SocketAddr,
+    server: &Server,
     timeout: Duration,
     session: i64,
     password: &[u8; 16],
@@ -103,21 +99,15 @@ fn not_zookeeper() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "its answer is not ZooKeeper's")
 }
 
-/// A connection on which every step has a deadline, also when the other side sends one byte at a time.
-pub(crate) struct Connection {
-    stream: BufReader<TcpStream>,
-    until: Instant,
-}
+/// A connection on which every answer has a deadline.
+pub(crate) struct Connection(BufReader<Stream>);
 
 /// How much is read at once where much is coming.
 const BUFFER: usize = 64 * 1024;
 
 impl Connection {
-    fn open(server: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.set_nodelay(true)?;
-        Ok(Connection { stream: BufReader::with_capacity(BUFFER, stream), until: Instant::now() + PATIENCE })
+    fn open(server: &Server) -> io::Result<Self> {
+        Ok(Connection(BufReader::with_capacity(BUFFER, server.connect()?)))
     }
 
     pub(crate) fn send(&mut self, body: &[u8]) -> io::Result<()> {
@@ -131,8 +121,10 @@ impl Connection {
             frames.extend(i32::try_from(body.len()).expect("requests made here are short").to_be_bytes());
             frames.extend(body);
         }
-        self.stream.get_mut().write_all(&frames)?;
-        self.until = Instant::now() + PATIENCE;
+        let stream = self.0.get_mut();
+        stream.write_all(&frames)?;
+        stream.flush()?;
+        stream.allow(PATIENCE);
         Ok(())
     }
 
@@ -145,45 +137,30 @@ impl Connection {
     pub(crate) fn receive(&mut self, limit: usize) -> io::Result<Vec<u8>> {
         let mut length = [0; 4];
         self.read_exact(&mut length)?;
+        if length.starts_with(&TLS_ALERT) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it wants TLS (--tls-ca)"));
+        }
         let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|&length| length <= limit);
         let mut answer = vec![0; length.ok_or_else(not_zookeeper)?];
         self.read_exact(&mut answer)?;
-        self.until = Instant::now() + PATIENCE;
+        self.0.get_mut().allow(PATIENCE);
         Ok(answer)
     }
 
-    fn read_exact(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
-        while !buffer.is_empty() {
-            if self.stream.buffer().is_empty() {
-                self.fill()?;
+    fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                let what =
+                    "it closed the connection: it is not serving, wants TLS (--tls-ca), or is not a ZooKeeper server";
+                io::Error::new(error.kind(), what)
             }
-            let read = self.stream.read(buffer)?;
-            buffer = &mut buffer[read..];
-        }
-        Ok(())
-    }
-
-    /// Waits for bytes.
-    fn fill(&mut self) -> io::Result<()> {
-        loop {
-            let left = self.until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "it accepts connections but does not answer"));
-            }
-            self.stream.get_ref().set_read_timeout(Some(left))?;
-            match self.stream.fill_buf() {
-                Ok([]) => {
-                    let what = "it closed the connection: it is not serving, or not a ZooKeeper server";
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
-                }
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // the deadline, looked at above
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+            _ => error,
+        })
     }
 }
+
+/// How a server that speaks TLS may answer what is not: an alert of any version of TLS (RFC 8446, section 5.1).
+const TLS_ALERT: [u8; 2] = [21, 3];
 
 #[cfg(test)]
 mod tests {

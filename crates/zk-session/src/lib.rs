@@ -23,6 +23,8 @@
 //!   answered was *sent*, whatever became of the server or the link, and no caller is blocked for longer.
 //! * **Nothing is left** after a loss: no thread, no descriptor, no attempt to reconnect, no late request.
 //!
+//! To a server that wants TLS the connection goes through a relay in this process (`relay`), which ends with it.
+//!
 //! A notification is a hint to read again, never the news itself; after a loss there is nothing to restore: open, read
 //! all, set the watches. Deliberately absent: reconnecting, caching, retries, multi, chroots of the `zookeeper` crate,
 //! its recipes and its per-call watchers (`_w`), which leak.
@@ -34,8 +36,11 @@ mod flow;
 mod handshake;
 mod opening;
 mod parallel;
+mod relay;
 mod session;
 mod socket;
+mod stream;
+mod tls;
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,12 +51,13 @@ pub use error::{Error, OpenError, Reason};
 pub use opening::{Opening, end_session, open_in_background};
 pub use parallel::in_parallel;
 pub use session::{Change, Event, Kind, MAX_REQUEST, Notify, Session, Stat};
+pub use tls::{Tls, TlsError};
 
 #[cfg(panic = "abort")]
 compile_error!("the fence ends a thread of the zookeeper crate by unwinding: build with panic = \"unwind\"");
 
 /// How to reach an ensemble.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// Its servers, and our folder in its tree.
     pub connect: ConnectString,
@@ -59,8 +65,24 @@ pub struct Config {
     pub timeout: Duration,
     /// `user:password` of ZooKeeper's digest scheme; with it every znode made is for that identity only.
     pub digest: Option<String>,
+    /// How to speak TLS; nothing for plain TCP.
+    pub tls: Option<Tls>,
     /// Who is told of the sessions that have a node of their own.
     pub witness: Option<Arc<dyn Witness>>,
+}
+
+impl Config {
+    /// For plain connections without an identity, of which nobody is told.
+    pub fn new(connect: ConnectString, timeout: Duration) -> Config {
+        Config { connect, timeout, digest: None, tls: None, witness: None }
+    }
+}
+
+impl fmt::Debug for Config {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("connect", &self.connect).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
 }
 
 /// Somebody outside this process who must know its sessions: to end them when the process dies, and to kill what it runs

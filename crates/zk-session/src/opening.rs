@@ -1,12 +1,13 @@
 //! Finding a server, and going on until there is one.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Config, Event, Notify, OpenError, Session, SessionId, handshake};
+use crate::stream::Server;
+use crate::{Config, Event, Notify, OpenError, Session, SessionId, Tls, handshake};
 
 /// After this long without an answer the next server is asked as well.
 const HEAD_START: Duration = Duration::from_millis(200);
@@ -27,9 +28,9 @@ fn pause(away: Duration) -> Duration {
 
 /// Finds a server that serves sessions, and the timeout that it grants. One that is dead, slow or has no address does
 /// not hold up the others.
-pub(crate) fn reach(config: &Config) -> Result<(SocketAddr, Duration), OpenError> {
+pub(crate) fn reach(config: &Config) -> Result<(Server, Duration), OpenError> {
     let timeout = config.timeout;
-    first_answer(config, move |server| Ok((server, handshake::probe(server, timeout)?)))
+    first_answer(config, move |server| Ok((server.clone(), handshake::probe(server, timeout)?)))
 }
 
 /// Ends a session of ours, without having one: opens it again under its id and password and closes it. Returns false where
@@ -45,7 +46,7 @@ pub fn end_session(config: &Config, session: SessionId) -> Result<bool, OpenErro
 fn first_answer<T, F>(config: &Config, ask: F) -> Result<T, OpenError>
 where
     T: Send + 'static,
-    F: Fn(SocketAddr) -> io::Result<T> + Clone + Send + 'static,
+    F: Fn(&Server) -> io::Result<T> + Clone + Send + 'static,
 {
     let mut hosts = config.connect.hosts().to_vec();
     fastrand::shuffle(&mut hosts);
@@ -56,9 +57,9 @@ where
     let mut until = Instant::now() + PATIENCE;
     loop {
         if let Some(host) = waiting.next() {
-            let (tx, ask) = (tx.clone(), ask.clone());
+            let (tx, ask, tls) = (tx.clone(), ask.clone(), config.tls.clone());
             let asking = thread::Builder::new().name("zk-probe".into()).spawn(move || {
-                tx.send(ask_host(&host, &ask)).ok(); // nobody waits any more when another server answered
+                tx.send(ask_host(&host, tls.as_ref(), &ask)).ok(); // nobody waits any more when another server answered
             });
             match asking {
                 Ok(_) => unanswered += 1,
@@ -83,13 +84,15 @@ where
     }
 }
 
-fn ask_host<T>(host: &str, ask: &impl Fn(SocketAddr) -> io::Result<T>) -> Result<T, String> {
-    let servers = host.to_socket_addrs().map_err(|error| format!("{host}: {}", sentence(&error)))?;
+fn ask_host<T>(host: &str, tls: Option<&Tls>, ask: &impl Fn(&Server) -> io::Result<T>) -> Result<T, String> {
+    let named = |error: &io::Error| format!("{host}: {}", sentence(error));
+    let addresses = host.to_socket_addrs().map_err(|error| named(&error))?;
+    let tls = tls.map(|tls| tls.to(host)).transpose().map_err(|error| named(&error))?;
     let mut why = format!("{host}: it has no address");
-    for server in servers {
-        match ask(server) {
+    for address in addresses {
+        match ask(&Server { address, tls: tls.clone() }) {
             Ok(answer) => return Ok(answer),
-            Err(error) => why = format!("{host}: {}", sentence(&error)),
+            Err(error) => why = named(&error),
         }
     }
     Err(why)

@@ -16,7 +16,9 @@ use zookeeper::{
 
 use crate::bulk::{self, Answer, What};
 use crate::flow::Flow;
+use crate::relay::Relay;
 use crate::socket::{self, Sockets};
+use crate::stream::Server;
 use crate::{Config, ConnectString, Error, OpenError, Reason, SessionId, Witness, handshake, in_parallel, opening};
 
 /// The largest request, in bytes: `jute.maxbuffer` is 1,048,575 by default, and a server cuts the connection over it.
@@ -131,7 +133,7 @@ struct Inner {
     handle: Arc<Handle>,
     control: Arc<Control>,
     connect: ConnectString,
-    server: SocketAddr,
+    server: Server,
     acl: Vec<Acl>,
     digest: Option<String>,
     flow: Flow,
@@ -167,7 +169,8 @@ struct Control {
     closing: AtomicBool,
     life: Mutex<Life>,
     changed: Condvar,
-    socket: Mutex<Option<Socket>>,
+    /// The connection: a relay's sockets, too, where there is one.
+    sockets: Mutex<Vec<Socket>>,
     notify: Notify,
     witness: Option<Arc<dyn Witness>>,
 }
@@ -206,8 +209,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control {
-    /// Declares the session over; the first reason counts.
+    /// Declares the session over; the first reason counts. A server that we ask to end the session ends the connection, too.
     fn lose(&self, reason: Reason) {
+        let reason = if self.closing.load(Ordering::SeqCst) { Reason::Closed } else { reason };
         let opened = {
             let mut life = lock(&self.life);
             if life.over.is_some() {
@@ -220,9 +224,8 @@ impl Control {
         if opened {
             (self.notify)(Event::Lost { session: self.number, reason });
         }
-        if let Some(socket) = lock(&self.socket).take() {
-            socket::cut(&socket);
-        }
+        // The way to the server first: what a relay holds does not get there any more.
+        std::mem::take(&mut *lock(&self.sockets)).iter().for_each(socket::cut);
         self.changed.notify_all();
     }
 
@@ -340,13 +343,14 @@ impl Session {
     /// What became of each server.
     pub fn open(config: &Config, number: u32, notify: &Notify) -> Result<Session, OpenError> {
         let (server, granted) = opening::reach(config)?;
+        let address = server.address;
         Session::open_at(config, server, granted, number, notify)
-            .map_err(|why| OpenError(vec![format!("{server}: {why}")]))
+            .map_err(|why| OpenError(vec![format!("{address}: {why}")]))
     }
 
     fn open_at(
         config: &Config,
-        server: SocketAddr,
+        server: Server,
         granted: Duration,
         number: u32,
         notify: &Notify,
@@ -365,16 +369,19 @@ impl Session {
             closing: AtomicBool::new(false),
             life: Mutex::new(life),
             changed: Condvar::new(),
-            socket: Mutex::new(None),
+            sockets: Mutex::default(),
             notify: notify.clone(),
             witness: config.witness.clone(),
         });
+        let relay = server.tls.as_ref().map(|peer| Relay::to(&server, peer)).transpose();
+        let relay = relay.map_err(|error| error.to_string())?;
+        let address = relay.as_ref().map_or(server.address, Relay::address);
         let watcher = watcher(config.connect.clone(), notify.clone());
         let one_at_a_time = lock(&ONE_AT_A_TIME);
         let before = Sockets::now();
         // The crate unwraps the result of connect(2), which fails at once where there is no route or no descriptor.
         let zookeeper =
-            panic::catch_unwind(AssertUnwindSafe(|| ZooKeeper::connect(&server.to_string(), config.timeout, watcher)))
+            panic::catch_unwind(AssertUnwindSafe(|| ZooKeeper::connect(&address.to_string(), config.timeout, watcher)))
                 .map_err(|_| "no connection could be made")?
                 .map_err(|error| format!("no connection could be made: {error:?}"))?;
         let listener = control.clone();
@@ -396,15 +403,20 @@ impl Session {
             flow: Flow::default(),
             requests: AtomicU32::new(0),
         }));
+        if let Some(relay) = relay {
+            let relayed = relay.start(&sockets).map_err(|error| error.to_string())?;
+            relayed.iter().for_each(|socket| socket::limit_delivery(socket, limit));
+            lock(&control.sockets).extend(relayed);
+        }
         // Until the first answer nothing is known: connect() returns Ok where no server is. Dropping the session ends it.
         let sent = Instant::now();
         let answered = session.first_request(config.digest.clone());
-        let socket = socket::connected_to(server, sockets);
+        let socket = socket::connected_to(address, sockets);
         match &socket {
             Some(socket) => socket::limit_delivery(socket, limit),
-            None => log::debug!("socket not identified server={server}: a silent link blocks requests for long"),
+            None => log::debug!("socket not identified server={address}: a silent link blocks requests for long"),
         }
-        *lock(&control.socket) = socket;
+        lock(&control.sockets).extend(socket);
         answered?;
         control.armed.store(true, Ordering::SeqCst);
         lock(&control.life).last_answered = sent;
@@ -427,11 +439,12 @@ impl Session {
         let (tx, rx) = mpsc::channel();
         let handle = self.0.handle.clone();
         spawn("zk-first", move || {
-            let authenticated = match digest {
+            // The crate sends it before the session is there. An identity sent then may be answered by Netty's port before
+            // the session is, of which the crate makes neither head nor tail.
+            let answer = handle.zookeeper().exists("/", false).and_then(|_| match digest {
                 Some(digest) => handle.zookeeper().add_auth("digest", digest.into_bytes()),
                 None => Ok(()),
-            };
-            let answer = authenticated.and_then(|()| handle.zookeeper().exists("/", false).map(|_| ()));
+            });
             tx.send(answer).ok(); // nobody waits any more when the deadline has passed
         })?;
         match rx.recv_timeout(FIRST_ANSWER) {
@@ -449,7 +462,7 @@ impl Session {
 
     /// The server it is connected to.
     pub fn server(&self) -> SocketAddr {
-        self.0.server
+        self.0.server.address
     }
 
     /// The session timeout that the server granted.
@@ -527,7 +540,7 @@ impl Session {
     /// # Errors
     /// The answer did not come: the session may or may not be ended.
     pub fn end_earlier(&self, earlier: SessionId) -> io::Result<bool> {
-        handshake::close_session(self.0.server, earlier)
+        handshake::close_session(&self.0.server, earlier)
     }
 
     /// Makes a znode and returns its path.
@@ -648,7 +661,7 @@ impl Session {
         if paths.len() >= MANY {
             let absolute: Vec<String> = paths.iter().map(|path| self.0.connect.absolute(path)).collect();
             let digest = self.0.digest.as_deref();
-            let read = bulk::read(self.0.server, digest, what, &absolute, |at, answer| found[at] = of_answer(answer));
+            let read = bulk::read(&self.0.server, digest, what, &absolute, |at, answer| found[at] = of_answer(answer));
             if let Err(error) = read {
                 log::debug!("reading one by one, many at once failed: {error}");
             }

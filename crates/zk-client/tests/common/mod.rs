@@ -37,8 +37,7 @@ impl Tree {
     }
 
     pub(crate) fn at(zk: &str) -> Tree {
-        let config =
-            Config { connect: zk.parse().unwrap(), timeout: Duration::from_secs(10), digest: None, witness: None };
+        let config = Config::new(zk.parse().unwrap(), Duration::from_secs(10));
         let session = Session::open(&config, 1, &(Arc::new(|_| ()) as _)).unwrap();
         session.ensure("/").unwrap();
         Tree { zk: zk.to_owned(), session }

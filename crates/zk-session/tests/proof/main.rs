@@ -10,6 +10,7 @@ mod identity;
 mod loss;
 mod opening;
 mod requests;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -29,7 +30,7 @@ const fn ms(ms: u64) -> Duration {
 type Client = (Session, Mailbox);
 
 fn config(connect: &str, timeout: Duration) -> Config {
-    Config { connect: connect.parse().expect("a connect string"), timeout, digest: None, witness: None }
+    Config::new(connect.parse().expect("a connect string"), timeout)
 }
 
 #[track_caller]
@@ -121,8 +122,8 @@ impl Leftovers {
     /// What there is when the crate has done its work once, and nothing of it is under way.
     #[track_caller]
     fn at_rest() -> Leftovers {
-        const THREADS: [&str; 8] =
-            ["event", "io", "zk-probe", "zk-first", "zk-heartbeat", "zk-monitor", "zk-close", "zk-drop"];
+        const THREADS: [&str; 9] =
+            ["event", "io", "zk-probe", "zk-first", "zk-heartbeat", "zk-monitor", "zk-relay", "zk-close", "zk-drop"];
         let fake = Fake::start(Act::Handshake);
         assert!(open(&fake.connect_string(), SECOND).0.close(SECOND));
         drop(fake);

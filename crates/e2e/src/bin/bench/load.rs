@@ -22,7 +22,7 @@ const PLAYERS: usize = 50;
 pub(crate) fn session(zk: &str, number: u32) -> (Session, mpsc::Receiver<Event>) {
     let (tx, rx) = mpsc::channel();
     let connect = zk.parse().expect("the harness makes good connect strings");
-    let config = Config { connect, timeout: Duration::from_secs(30), digest: None, witness: None };
+    let config = Config::new(connect, Duration::from_secs(30));
     // A mailbox that nobody reads any more belongs to a measurement that is over.
     let notify: zk_session::Notify = Arc::new(move |event| _ = tx.send(event));
     let session = Session::open(&config, number, &notify).expect("the private server serves");
