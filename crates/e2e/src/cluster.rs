@@ -18,11 +18,11 @@ use zk_session::{Config, Kind, Session};
 use znode_paths::{Task, TaskMeta, TaskName, paths};
 
 use crate::{
-    Daemon, Ensemble, Host, Hosts, Server, Tree, Txn,
+    Daemon, Ensemble, Host, Hosts, Server, Tree,
     daemon::{self, Launch},
     evidence::{self, History, Run, Verdict},
     janitor,
-    joined::{self, Part, RolledBack},
+    joined::{self, Part},
     process::lock,
     tree, wait, wait_for, wait_within,
 };
@@ -184,20 +184,13 @@ impl Cluster {
         evidence::runs(&fs::read_to_string(&self.evidence).expect("the file of the evidence is there"))
     }
 
-    /// What the servers committed, oldest first, and what of it ZooKeeper took back.
-    #[must_use]
-    #[track_caller]
-    pub fn transactions(&self) -> (Vec<Txn>, Vec<RolledBack>) {
-        let parts: Vec<Part> = self.ensemble.servers.iter().map(Server::part).collect();
-        joined::join(&parts)
-    }
-
-    /// [`Cluster::transactions`], sorted.
+    /// What the servers committed, sorted.
     #[must_use]
     #[track_caller]
     pub fn history(&self) -> History {
-        let (txns, rolled_back) = self.transactions();
-        History { rolled_back, ..History::of(&txns, "") }
+        let parts: Vec<Part> = self.ensemble.servers.iter().map(Server::part).collect();
+        let (txns, unsound) = joined::join(&parts);
+        History { unsound, ..History::of(&txns, "") }
     }
 
     /// Waits until all these tasks have a status and nothing is assigned any more. When none has got one for two minutes, none
@@ -227,7 +220,7 @@ impl Cluster {
         let history = self.history();
         let mut verdict = evidence::judge(&history, &self.runs(), accepted);
         verdict.wrong.extend(history.wrong);
-        verdict.wrong.extend(history.rolled_back.iter().map(ToString::to_string));
+        verdict.wrong.extend(history.unsound);
         verdict
     }
 
@@ -300,12 +293,12 @@ impl Cluster {
         for member in self.masters.iter().chain(&self.workers) {
             fs::write(dir.join(format!("{}.log", member.name)), member.log())?;
         }
-        let mut transactions = String::new();
-        for txn in self.transactions().0 {
-            transactions += &format!("{} {:#x} {} {:?}\n", txn.time_ms, txn.session, txn.zxid, txn.kind);
-        }
-        fs::write(dir.join("transactions"), transactions)?;
         for (number, server) in (1..).zip(&self.ensemble.servers) {
+            let mut transactions = String::new();
+            for txn in server.transactions() {
+                transactions += &format!("{} {:#x} {:#x} {:?}\n", txn.time_ms, txn.session, txn.zxid, txn.kind);
+            }
+            fs::write(dir.join(format!("transactions{number}")), transactions)?;
             fs::write(dir.join(format!("zookeeper{number}.log")), server.log())?;
         }
         Ok(())

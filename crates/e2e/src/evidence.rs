@@ -10,10 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use znode_paths::{Outcome, Status, Task, TaskName, paths, paths::Place, paths::TaskChild};
 
-use crate::{
-    joined::RolledBack,
-    txnlog::{Txn, TxnKind},
-};
+use crate::txnlog::{Txn, TxnKind};
 
 /// What a line of a task says: `task attempt fence host word nanoseconds pid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,8 +129,8 @@ pub struct History {
     pub introduced_ms: Vec<i64>,
     /// What the protocol forbids and yet was committed, as sentences.
     pub wrong: Vec<String>,
-    /// What ZooKeeper itself lost: then nothing else here says anything about our promises.
-    pub rolled_back: Vec<RolledBack>,
+    /// What ZooKeeper itself did wrong, as sentences: then nothing else here says anything about our promises.
+    pub unsound: Vec<String>,
 }
 
 /// What was committed about one task.

@@ -1,11 +1,11 @@
 //! What an ensemble committed: the logs of its servers joined, without what was abandoned.
 //!
-//! A leader begins its reign with what it has itself. Whatever another server has beyond that is truncated there, or stays
+//! A leader begins its reign with what it knows itself. Whatever another server has beyond that is truncated there, or stays
 //! behind in an old file where that server is sent a snapshot. None of it was committed, for what a majority has in its logs
-//! every later leader has, too: that is what ZooKeeper promises. Release 3.8.0 can break it when a server fails in the middle
+//! every later leader knows, too: that is what ZooKeeper promises. Release 3.8.0 breaks it when a server fails in the middle
 //! of a sync (ZOOKEEPER-4643, ZOOKEEPER-4646), and then nothing that is built upon it can keep its own promises.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use crate::Txn;
 
@@ -14,71 +14,63 @@ use crate::Txn;
 pub struct Part {
     /// Its transaction logs.
     pub txns: Vec<Txn>,
-    /// The zxids up to which it has snapshots.
-    pub snapshots: Vec<i64>,
-    /// Of its reigns, with a quorum behind it, the zxids before the first transaction.
-    pub reigns: Vec<i64>,
+    /// Of its reigns, with a quorum behind it: the last zxid that it knew before, and the one from which it counted on.
+    pub reigns: Vec<(i64, i64)>,
     /// The id of each server that followed it, and the last zxid that server had when it came.
     pub followers: Vec<(usize, i64)>,
-}
-
-/// Transactions that were on a majority of the servers, from the first zxid to the last, and that a later leader did not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RolledBack {
-    /// The first zxid.
-    pub from: i64,
-    /// The last zxid.
-    pub to: i64,
-}
-
-impl fmt::Display for RolledBack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ZooKeeper rolled back committed transactions, zxids {:#x} to {:#x}", self.from, self.to)
-    }
+    /// How often it found its tree to be another one than the leader's.
+    pub mismatches: usize,
 }
 
 impl Part {
-    /// Adds what a server's own log says about its reigns and its followers.
+    /// Adds what a server's own log says. The disk does not tell with what a reign began: a server that was to follow, and could
+    /// not, may have logged what it was sent and yet not know it.
     #[must_use]
     pub fn with_log(mut self, log: &str) -> Part {
+        let mut before = 0;
         for line in log.lines() {
             let number = |key: &str| {
                 let (_, behind) = line.split_once(key)?;
                 Some(behind.split(|end: char| !end.is_ascii_hexdigit()).next().unwrap_or(behind))
             };
             let zxid = |key| i64::from_str_radix(number(key)?, 16).ok();
-            self.reigns.extend(zxid("setting last processed zxid: 0x"));
+            // No quorum without a follower.
+            before = zxid(" lastProcessedZxid=0x").unwrap_or(before);
+            self.reigns.extend(zxid("setting last processed zxid: 0x").map(|reign| (before, reign)));
             let id = || number("Synchronizing with Learner sid: ")?.parse().ok();
-            self.followers.extend(id().zip(zxid("peerLastZxid=0x")));
+            self.followers.extend(id().zip(zxid(" peerLastZxid=0x")));
+            self.mismatches += usize::from(line.contains("First digest mismatch on txn"));
         }
         self
     }
-
-    /// The last zxid that it had when this reign of its began.
-    fn before(&self, reign: i64) -> i64 {
-        let logged = self.txns.iter().map(|txn| txn.zxid);
-        logged.chain(self.snapshots.iter().copied()).filter(|zxid| *zxid < reign).max().unwrap_or(0)
-    }
 }
 
-/// Joins what the servers with the ids 1, 2, 3, ... have, oldest first; and what should be there and is not.
+/// Joins what the servers with the ids 1, 2, 3, ... have, oldest first. Also says, in sentences, what ZooKeeper itself did
+/// wrong.
 #[must_use]
-pub fn join(parts: &[Part]) -> (Vec<Txn>, Vec<RolledBack>) {
+pub fn join(parts: &[Part]) -> (Vec<Txn>, Vec<String>) {
     let mut joined: BTreeMap<i64, &Txn> = BTreeMap::new();
     for txn in parts.iter().flat_map(|part| &part.txns) {
         joined.insert(txn.zxid, txn);
     }
-    let mut rolled_back = Vec::new();
-    for (part, reign) in parts.iter().flat_map(|part| part.reigns.iter().map(move |reign| (part, *reign))) {
-        let before = part.before(reign);
+    let mut wrong = Vec::new();
+    for (before, reign) in parts.iter().flat_map(|part| part.reigns.iter().copied()) {
         joined.retain(|zxid, _| *zxid <= before || *zxid >= reign);
-        rolled_back.extend(missing(parts, before, reign));
+        if let Some((from, to)) = missing(parts, before, reign) {
+            wrong.push(format!("ZooKeeper rolled back committed transactions, zxids {from:#x} to {to:#x}"));
+        }
     }
-    (joined.into_values().cloned().collect(), rolled_back)
+    for (id, part) in (1..).zip(parts).filter(|(_, part)| part.mismatches > 0) {
+        let times = part.mismatches;
+        wrong.push(format!(
+            "ZooKeeper's server {id} found {times} times that its tree is not the leader's (digest mismatch)"
+        ));
+    }
+    (joined.into_values().cloned().collect(), wrong)
 }
 
-/// What a majority had of what is between these two.
-fn missing(parts: &[Part], before: i64, reign: i64) -> Option<RolledBack> {
+/// What of that which is between these two a majority had: from where to where.
+fn missing(parts: &[Part], before: i64, reign: i64) -> Option<(i64, i64)> {
     // By epoch, because a server that has a transaction has all earlier ones of the same epoch.
     let mut last: BTreeMap<i64, BTreeMap<usize, i64>> = BTreeMap::new();
     let logged = (1..).zip(parts).flat_map(|(id, part)| part.txns.iter().map(move |txn| (id, txn.zxid)));
@@ -93,7 +85,7 @@ fn missing(parts: &[Part], before: i64, reign: i64) -> Option<RolledBack> {
         let mut zxids: Vec<i64> = servers.into_values().collect();
         zxids.sort_unstable();
         let to = *zxids.iter().rev().nth(parts.len() / 2)?;
-        Some(RolledBack { from: before.max(epoch) + 1, to })
+        Some((before.max(epoch) + 1, to))
     })
 }
 
@@ -116,70 +108,63 @@ mod tests {
         Part { txns: zxids.map(txn).collect(), ..Part::default() }
     }
 
-    /// How many transactions of each epoch are left.
-    fn left(parts: &[Part]) -> (Vec<(i64, usize)>, Vec<RolledBack>) {
-        let (txns, rolled_back) = join(parts);
+    /// How many transactions of each epoch are left, and what ZooKeeper did wrong.
+    fn left(parts: &[Part]) -> (Vec<(i64, usize)>, Vec<String>) {
+        let (txns, wrong) = join(parts);
         let mut epochs: BTreeMap<i64, usize> = BTreeMap::new();
         for txn in txns {
             *epochs.entry(txn.zxid >> 32).or_default() += 1;
         }
-        (epochs.into_iter().collect(), rolled_back)
+        (epochs.into_iter().collect(), wrong)
     }
 
     #[test]
     fn what_one_server_missed_another_has() {
         let mut parts = [part(&[(1, 3), (2, 2), (3, 4)]), part(&[(1, 3)]), part(&[(3, 4)])];
-        parts[0].reigns = vec![zxid(1, 0), zxid(2, 0), zxid(3, 0)];
+        parts[0].reigns = vec![(0, zxid(1, 0)), (zxid(1, 3), zxid(2, 0)), (zxid(2, 2), zxid(3, 0))];
         assert_eq!(left(&parts), (vec![(1, 3), (2, 2), (3, 4)], vec![]));
     }
 
     #[test]
     fn what_only_a_deposed_leader_had_was_not_committed() {
         let mut parts = [part(&[(1, 5)]), part(&[(1, 3), (2, 1)]), part(&[(1, 3), (2, 1)])];
-        parts[0].reigns = vec![zxid(1, 0)];
-        parts[1].reigns = vec![zxid(2, 0)];
+        parts[1].reigns = vec![(zxid(1, 3), zxid(2, 0))];
         assert_eq!(left(&parts), (vec![(1, 3), (2, 1)], vec![]));
-    }
-
-    #[test]
-    fn a_leader_that_was_sent_a_snapshot_has_what_is_in_it() {
-        let mut parts = [part(&[(1, 5)]), part(&[(2, 1)]), part(&[(1, 3), (2, 1)])];
-        parts[1].reigns = vec![zxid(2, 0)];
-        parts[1].snapshots = vec![zxid(1, 5)];
-        assert_eq!(left(&parts), (vec![(1, 5), (2, 1)], vec![]));
     }
 
     #[test]
     fn what_two_servers_had_and_the_next_leader_did_not_was_rolled_back() {
         // Both were told to truncate it, so that it is in no log any more.
         let mut parts = [part(&[(1, 3), (2, 1)]), part(&[(1, 3), (2, 1)]), part(&[(1, 3), (2, 1)])];
-        parts[0].reigns = vec![zxid(2, 0)];
+        parts[0].reigns = vec![(zxid(1, 3), zxid(2, 0))];
         parts[0].followers = vec![(2, zxid(1, 6)), (3, zxid(1, 5)), (3, zxid(2, 0))];
-        let rolled_back = RolledBack { from: zxid(1, 4), to: zxid(1, 5) };
-        assert_eq!(left(&parts), (vec![(1, 3), (2, 1)], vec![rolled_back]));
+        let wrong = ["ZooKeeper rolled back committed transactions, zxids 0x100000004 to 0x100000005".to_owned()];
+        assert_eq!(left(&parts), (vec![(1, 3), (2, 1)], wrong.to_vec()));
 
-        // Of one it is in an old file.
+        // One has it in an old file.
         parts[0].followers = vec![(2, zxid(1, 6))];
         parts[2] = part(&[(1, 5), (2, 1)]);
-        assert_eq!(left(&parts), (vec![(1, 3), (2, 1)], vec![rolled_back]));
+        assert_eq!(left(&parts), (vec![(1, 3), (2, 1)], wrong.to_vec()));
     }
 
     #[test]
     fn two_servers_that_had_different_ones_had_none_that_was_committed() {
         let mut parts = [part(&[(1, 3), (3, 1)]), part(&[(1, 3), (3, 1)]), part(&[(1, 3), (3, 1)])];
-        parts[0].reigns = vec![zxid(3, 0)];
+        parts[0].reigns = vec![(zxid(1, 3), zxid(3, 0))];
         parts[0].followers = vec![(2, zxid(1, 4)), (3, zxid(2, 1))];
         assert_eq!(left(&parts), (vec![(1, 3), (3, 1)], vec![]));
     }
 
     #[test]
-    fn a_server_says_whom_it_led_and_from_when() {
+    fn a_server_says_whom_it_led_and_from_when_and_whether_its_tree_is_right() {
         let log = "\
             18:44:38.905 [LearnerHandler-/10.77.0.1:57148] INFO o.LearnerHandler - Synchronizing with Learner sid: 1 \
             maxCommittedLog=0x8000004f6 minCommittedLog=0x800000302 lastProcessedZxid=0x8000004f6 peerLastZxid=0x8000004f5\n\
             18:44:38.933 [QuorumPeer[myid=2](plain=10.77.0.2:2181)(secure=disabled)] INFO o.Leader - Have quorum of supporters, \
-            sids: [[1, 2]]; starting up and setting last processed zxid: 0x900000000\n";
+            sids: [[1, 2]]; starting up and setting last processed zxid: 0x900000000\n\
+            18:57:36.854 [CommitProcessor:1] ERROR o.DataTree - First digest mismatch on txn: 216172920830820357,0,64,17,-10\n";
         let part = Part::default().with_log(log);
-        assert_eq!((part.reigns, part.followers), (vec![zxid(9, 0)], vec![(1, zxid(8, 0x4f5))]));
+        assert_eq!(part.reigns, [(zxid(8, 0x4f6), zxid(9, 0))]);
+        assert_eq!((part.followers, part.mismatches), (vec![(1, zxid(8, 0x4f5))], 1));
     }
 }

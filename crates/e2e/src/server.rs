@@ -256,8 +256,7 @@ impl Server {
     #[must_use]
     #[track_caller]
     pub fn part(&self) -> Part {
-        let snapshots = txnlog::snapshots(&self.data_dir()).expect("the data directory is readable");
-        Part { txns: self.transactions(), snapshots, ..Part::default() }.with_log(&self.log())
+        Part { txns: self.transactions(), ..Part::default() }.with_log(&self.log())
     }
 
     /// The server's own log.

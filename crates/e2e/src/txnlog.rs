@@ -3,10 +3,7 @@
 //! The log is the only witness that does not depend on a client: it holds every change, with its session, also of nodes that
 //! are gone again. Everything that was acknowledged is in the file; a transaction that is being written is left out.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use crate::jute::Input;
 
@@ -59,30 +56,21 @@ pub enum TxnKind {
 
 /// Reads all logs below a server's data directory, oldest transaction first.
 pub fn read(data_dir: &Path) -> io::Result<Vec<Txn>> {
-    let mut txns = Vec::new();
-    for (_, path) in files(data_dir, "log.")? {
-        txns.extend(parse(&fs::read(path)?));
-    }
-    Ok(txns)
-}
-
-/// The last transactions that are in a server's snapshots, by their zxids, sorted.
-pub fn snapshots(data_dir: &Path) -> io::Result<Vec<i64>> {
-    Ok(files(data_dir, "snapshot.")?.into_iter().map(|(zxid, _)| zxid).collect())
-}
-
-/// Files and the zxids in their names, sorted: of a log the first one in it.
-fn files(data_dir: &Path, prefix: &str) -> io::Result<Vec<(i64, PathBuf)>> {
-    let mut files = Vec::new();
+    let mut logs = Vec::new();
     for entry in fs::read_dir(data_dir.join("version-2"))? {
         let entry = entry?;
         let name = entry.file_name();
-        if let Some(Ok(zxid)) = name.to_string_lossy().strip_prefix(prefix).map(|hex| i64::from_str_radix(hex, 16)) {
-            files.push((zxid, entry.path()));
+        // The suffix is the zxid of the first transaction in it.
+        if let Some(Ok(first)) = name.to_string_lossy().strip_prefix("log.").map(|hex| u64::from_str_radix(hex, 16)) {
+            logs.push((first, entry.path()));
         }
     }
-    files.sort();
-    Ok(files)
+    logs.sort();
+    let mut txns = Vec::new();
+    for (_, path) in logs {
+        txns.extend(parse(&fs::read(path)?));
+    }
+    Ok(txns)
 }
 
 /// Reads one log file as far as it is whole: to the zeros behind its end, or to a transaction that was cut off.

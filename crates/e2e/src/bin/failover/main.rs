@@ -66,8 +66,9 @@ The table's columns:
   again        tasks that started more than once
   overlap      tasks of which an attempt still lived when the next one had begun
 
-A round of the soak is UNSOUND when ZooKeeper itself took back what it had committed, as release 3.8.0 may when servers fail \
-during a sync (ZOOKEEPER-4643, ZOOKEEPER-4646). It says nothing about our promises: another round is done for it.
+A round of the soak is UNSOUND when ZooKeeper itself took back what it had committed or its servers have different trees, as \
+happens with release 3.8.0 when servers fail during a sync (ZOOKEEPER-4643, ZOOKEEPER-4646). It says nothing about our \
+promises: another round is done for it.
 
 Exit status: 0 when all promises were kept and all goals reached, 1 otherwise: the logs are kept, and where is said.";
 
@@ -106,11 +107,11 @@ enum Came {
 /// panics with a sentence), the logs are kept.
 fn attend(cluster: &mut Cluster, what: &str, work: impl FnOnce(&mut Cluster) -> bool) -> Came {
     let kept = catch_unwind(AssertUnwindSafe(|| work(cluster))).unwrap_or(false);
-    let rolled_back = cluster.history().rolled_back;
-    for range in &rolled_back {
-        say(&format!("UNSOUND: {what}: {range}"));
+    let unsound = cluster.history().unsound;
+    for why in &unsound {
+        say(&format!("UNSOUND: {what}: {why}"));
     }
-    let came = match (rolled_back.is_empty(), kept) {
+    let came = match (unsound.is_empty(), kept) {
         (false, _) => Came::Unsound,
         (true, true) => return Came::Kept,
         (true, false) => Came::Broken,

@@ -61,7 +61,11 @@ impl fmt::Display for Blow {
     }
 }
 
-/// All faults of a round. Several may go on at a time, but only one at each victim.
+/// How long a server may take to catch up with the others.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// All faults of a round. Several may go on at a time, but only one at each victim, and no server is hurt before all of them
+/// have caught up: release 3.8.0 of ZooKeeper does not survive that (`e2e::joined`), so such a round would say nothing.
 fn draw(random: &mut fastrand::Rng, shape: &Shape, links: bool, until: Duration) -> Vec<Blow> {
     let mut blows: Vec<Blow> = Vec::new();
     let mut at = Duration::ZERO;
@@ -93,7 +97,10 @@ fn draw(random: &mut fastrand::Rng, shape: &Shape, links: bool, until: Duration)
             _ => random.u64(..timeout * 5 / 2),
         };
         let lasts = Duration::from_millis(lasts);
-        let hurts_already = |blow: &Blow| blow.victim == victim && blow.at + blow.lasts >= at;
+        let hurts_already = |blow: &Blow| match (blow.victim, victim) {
+            (Victim::Server(_), Victim::Server(_)) => blow.at + blow.lasts + CATCH_UP >= at,
+            (other, victim) => other == victim && blow.at + blow.lasts >= at,
+        };
         if (links || hurt != Hurt::CutOff) && !blows.iter().any(hurts_already) {
             blows.push(Blow { at, lasts, victim, hurt });
         }
@@ -167,7 +174,7 @@ fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> boo
     let (history, runs) = (cluster.history(), cluster.runs());
     let verdict = evidence::judge(&history, &runs, &all);
     let kept = verdict.wrong.is_empty() && history.wrong.is_empty();
-    let judged = match (history.rolled_back.is_empty(), kept) {
+    let judged = match (history.unsound.is_empty(), kept) {
         (false, _) => "UNSOUND",
         (true, true) => "kept",
         (true, false) => "BROKEN",
@@ -269,8 +276,11 @@ mod tests {
         assert_ne!(blows, draw(8));
         assert!(blows.len() > 100, "{}", blows.len());
         for (at, blow) in blows.iter().enumerate() {
-            let earlier = blows[..at].iter().filter(|other| other.victim == blow.victim);
-            assert!(earlier.map(|other| other.at + other.lasts).max() < Some(blow.at), "{blow}");
+            let is_server = |blow: &Blow| matches!(blow.victim, Victim::Server(_));
+            let both_servers = |other: &Blow| is_server(other) && is_server(blow);
+            let earlier = blows[..at].iter().filter(|other| other.victim == blow.victim || both_servers(other));
+            let rest = if is_server(blow) { CATCH_UP } else { Duration::ZERO };
+            assert!(earlier.map(|other| other.at + other.lasts + rest).max() < Some(blow.at), "{blow}");
         }
     }
 }
