@@ -93,8 +93,8 @@ enum Message {
     Session(Event),
     /// The guard asks whether the loop goes round.
     Ping,
-    /// Somebody wants to know how things are.
-    Look(Sender<Overview>),
+    /// Somebody wants to know how things are, and how long it took to find out.
+    Look(Sender<(Overview, Duration)>),
     Stop,
 }
 
@@ -167,7 +167,11 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
         for message in message.into_iter().chain(rx.try_iter()) {
             news |= !matches!(message, Message::Look(_));
             match message {
-                Message::Look(asked) => asked.send(master.overview(&state)).ok().unwrap_or_default(), // or they left
+                Message::Look(asked) => {
+                    let begun = Instant::now();
+                    let overview = master.overview(&state);
+                    asked.send((overview, begun.elapsed())).ok(); // or they left
+                }
                 Message::Stop => {
                     state.close();
                     log::info!("stopped");

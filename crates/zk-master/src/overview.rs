@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use znode_paths::{Address, Outcome, TaskName, Worker, WorkerName};
 
 use crate::state::{Crew, State, WORDS, state, waiting};
+use crate::tasks::plain;
 use crate::view::{Known, Stage, View};
 
 /// What a master knows.
@@ -77,18 +78,19 @@ impl Cluster {
             running: running.get(name).copied().unwrap_or_default(),
         });
         let mut counts: BTreeMap<&str, usize> = BTreeMap::from([(UNREAD, view.unread.len())]);
+        let mut oldest_ms = now_ms;
         for (name, known) in &view.tasks {
-            let (ended, holder) = match &known.stage {
-                Stage::Ended { outcome, .. } => (Some(outcome), None),
-                Stage::Open(_) => (None, crew.holder(*name, known.czxid)),
+            let state = match &known.stage {
+                Stage::Ended { outcome, .. } => state(Some(outcome), None),
+                Stage::Open(_) => state(None, crew.holder(*name, known.czxid)),
             };
-            *counts.entry(word(&state(ended, holder))).or_default() += 1;
+            // One of which there is more to be considered may wait for that: for others, or between two attempts.
+            if let (State::Pending, Some(open)) = (&state, known.open().filter(|open| plain(open))) {
+                oldest_ms = oldest_ms.min(open.submitted_ms);
+            }
+            *counts.entry(word(&state)).or_default() += 1;
         }
         let words = WORDS.into_iter().chain([OTHER, UNREAD]);
-        // A task that has something more to be considered may wait for that: others, or a pause between two attempts.
-        let queue = view.tasks.queue().filter_map(|(_, name)| Some((name, view.tasks.get(&name)?)));
-        let queue = queue.filter(|(name, known)| crew.holder(*name, known.czxid).is_none());
-        let oldest_ms = queue.filter_map(|(_, known)| Some(known.open()?.submitted_ms)).min();
         let failures = view.tasks.latest_ended().filter_map(|(at_ms, task)| {
             let word = failure(view.tasks.get(&task)?)?;
             Some(Failure { task, word, at_ms })
@@ -98,7 +100,7 @@ impl Cluster {
             standby,
             workers: workers.collect(),
             tasks: words.map(|word| (word, counts.get(word).copied().unwrap_or_default())).collect(),
-            queue_age_ms: oldest_ms.map_or(0, |oldest_ms| (now_ms - oldest_ms).max(0)),
+            queue_age_ms: now_ms - oldest_ms,
             failures: failures.take(LATEST).collect(),
         }
     }

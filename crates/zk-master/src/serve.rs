@@ -1,7 +1,7 @@
 //! What a master serves over HTTP: whether it is well, its metrics, and a page for people.
 //!
-//! The deciding thread is asked what it knows by a message. It answers between two passes, and at most once in a second,
-//! however many ask; whoever asks waits for it, never the other way round.
+//! The deciding thread is asked what it knows by a message. It answers between two passes, at most once in a second and for
+//! at most a fiftieth of its time, however many ask; whoever asks waits for it, never the other way round.
 
 use std::io;
 use std::net::TcpListener;
@@ -18,8 +18,9 @@ use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::page::page;
 
-/// What is so old is still shown.
+/// What is so old is still shown, and what is so many times as old as it took to make.
 const FRESH: Duration = Duration::from_secs(1);
+const FRESH_TIMES: u32 = 50;
 
 /// How long somebody who asks waits for the deciding thread, which may be in the middle of a pass.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,7 +35,8 @@ pub(crate) struct Lookout {
 }
 
 struct Seen {
-    at: Instant,
+    /// So long it is shown.
+    until: Instant,
     /// Nothing when the deciding thread did not answer in time.
     overview: Option<Arc<Overview>>,
 }
@@ -48,13 +50,15 @@ impl Lookout {
     /// same answer.
     fn overview(&self) -> Option<Arc<Overview>> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seen) = latest.as_ref().filter(|seen| seen.at.elapsed() < FRESH) {
+        if let Some(seen) = latest.as_ref().filter(|seen| Instant::now() < seen.until) {
             return seen.overview.clone();
         }
         let (ask, answer) = mpsc::channel();
         self.mailbox.send(Message::Look(ask)).ok(); // else it has ended, and nobody answers
-        let overview = answer.recv_timeout(PATIENCE).ok().map(Arc::new);
-        *latest = Some(Seen { at: Instant::now(), overview: overview.clone() });
+        let (overview, took) = answer.recv_timeout(PATIENCE).ok().unzip();
+        let overview = overview.map(Arc::new);
+        let until = Instant::now() + FRESH.max(took.unwrap_or_default() * FRESH_TIMES);
+        *latest = Some(Seen { until, overview: overview.clone() });
         overview
     }
 
@@ -102,7 +106,9 @@ mod tests {
             for message in asked {
                 count += 1;
                 match message {
-                    Message::Look(asked) if answers => asked.send(Overview::Nothing).unwrap_or_default(),
+                    Message::Look(asked) if answers => {
+                        asked.send((Overview::Nothing, Duration::ZERO)).unwrap_or_default()
+                    }
                     message => unanswered.push(message),
                 }
             }

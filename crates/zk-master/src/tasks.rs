@@ -58,7 +58,7 @@ fn meta(open: &Open) -> Option<&TaskMeta> {
 }
 
 /// Whether nothing is to be considered but whose turn it is.
-fn plain(open: &Open) -> bool {
+pub(crate) fn plain(open: &Open) -> bool {
     open.meta.is_ok() && !open.cancel && open.attempts.is_empty() && meta(open).is_none_or(|meta| meta.after.is_empty())
 }
 
