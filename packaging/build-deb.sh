@@ -65,6 +65,9 @@ main() {
     for file in README.md CHANGELOG.md docs/*; do
         install_file 644 "$file" "/usr/share/doc/zk-tasks/${file#docs/}"
     done
+    for file in packaging/{prometheus,grafana}/*; do
+        install_file 644 "$file" "/usr/share/doc/zk-tasks/examples/${file#packaging/}"
+    done
     install_file 644 LICENSE /usr/share/doc/zk-tasks/copyright
 
     mkdir "$ROOT/DEBIAN"

@@ -90,6 +90,8 @@ main() {
     else
         say "NOT HERE: the scripts are not checked: there is no shellcheck (apt-get install shellcheck)"
     fi
+    command -v promtool >/dev/null ||
+        say "NOT HERE: the rules for alerts are not checked: there is no promtool (apt-get install prometheus)"
     step cargo fmt --all --check
     step cargo clippy --workspace --all-targets --locked -- -D warnings
     RUSTDOCFLAGS=-Dwarnings step cargo doc --workspace --no-deps --locked

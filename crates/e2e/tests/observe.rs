@@ -8,6 +8,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    process::Command,
 };
 
 use common::{Bench, SECOND, kill_inner, well};
@@ -104,6 +105,31 @@ fn every_metric_is_documented_and_what_is_documented_is_served() {
         .map(str::to_owned)
         .collect();
     assert_eq!(served, documented);
+
+    for file in ["packaging/prometheus/zk-tasks.rules.yml", "packaging/grafana/zk-tasks.json"] {
+        let text = repository(file);
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let used: BTreeSet<&str> = words.filter(|word| word.starts_with("zk_") && *word != "zk_avg_latency").collect();
+        assert!(used.len() > 8, "{file}: {used:?}");
+        for name in used {
+            let family = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(served.contains(family), "{file} uses {name}, which nobody serves");
+        }
+    }
+    serde_json::from_str::<serde_json::Value>(&repository("packaging/grafana/zk-tasks.json")).expect("it is JSON");
+}
+
+#[test]
+fn promtool_accepts_the_rules_and_they_fire_when_they_should() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/prometheus");
+    for args in [&["check", "config", "prometheus.yml"][..], &["test", "rules", "zk-tasks.test.yml"]] {
+        let Ok(checked) = Command::new("promtool").args(args).current_dir(&folder).output() else {
+            eprintln!("skipped: there is no promtool (apt-get install prometheus)");
+            return;
+        };
+        let said = [checked.stdout, checked.stderr].concat();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
 }
 
 #[test]

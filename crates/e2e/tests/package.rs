@@ -46,6 +46,7 @@ fn the_package_installs_programs_and_units_that_systemd_accepts() {
         "/usr/share/bash-completion/completions/zk-client".to_owned(),
         "/usr/share/zsh/vendor-completions/_zk-client".to_owned(),
         "/usr/share/fish/vendor_completions.d/zk-client.fish".to_owned(),
+        "/usr/share/doc/zk-tasks/examples/grafana/zk-tasks.json".to_owned(),
         "disabled".to_owned(),
         "verified".to_owned(),
         "purged".to_owned(),
