@@ -4,17 +4,18 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
 use nix::sys::signal::{SigHandler, Signal, signal};
-use rustix::process::{getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, getpid, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use zk_session::{Config, ConnectString, Tls, TlsError};
 use znode_paths::{KeyError, TaskKeys};
 
@@ -139,9 +140,18 @@ impl CommonArgs {
             1 => LevelFilter::Debug,
             2.. => LevelFilter::Trace,
         };
-        // The zookeeper crate logs 30,000 lines a second while a server is away, and sessions' passwords at trace.
         let mut log = env_logger::Builder::new();
-        log.filter_level(level).parse_default_env().filter_module("zookeeper", LevelFilter::Off).init();
+        log.filter_level(level).parse_default_env().format(|to, record| {
+            // It logs 30,000 lines a second while a server is away, and at trace sessions' passwords and all data.
+            if record.target().split("::").next() == Some("zookeeper") {
+                return Ok(());
+            }
+            let (time, target) = (to.timestamp(), record.target());
+            let style = to.default_level_style(record.level());
+            let text = escape(&record.args().to_string());
+            writeln!(to, "[{time} {style}{:<5}{style:#} {target}] {text}", record.level())
+        });
+        log.init();
     }
 }
 
@@ -151,6 +161,7 @@ fn identity(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<St
     match (file, variable) {
         (Some(file), _) => in_file(file),
         (None, Some(variable)) if variable.as_encoded_bytes().starts_with(b"digest:") => {
+            keep_out_of_cores();
             digest_of(&variable.to_string_lossy(), "ZK_AUTH").map(Some)
         }
         (None, Some(file)) if !file.is_empty() => in_file(file.as_ref()),
@@ -162,7 +173,27 @@ fn read(path: &Path) -> Result<Vec<u8>, ArgsError> {
     std::fs::read(path).map_err(|error| ArgsError::Unreadable(path.to_owned(), error))
 }
 
+/// Whether a terminal just shows this character: it is no control character and changes nothing of what stands beside it.
+pub fn is_harmless(c: char) -> bool {
+    matches!(c, ' '..='~') || c.escape_debug().len() == 1
+}
+
+/// The text on one line, without anything that a terminal would act upon: what came out of a znode was written by anybody.
+/// Quotes and backslashes stay as they are.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmless(c) {
+            escaped.push(c);
+        } else {
+            escaped.extend(c.escape_debug());
+        }
+    }
+    escaped
+}
+
 fn read_secret(path: &Path) -> Result<String, ArgsError> {
+    keep_out_of_cores();
     let unreadable = |error| ArgsError::Unreadable(path.to_owned(), error);
     let mut file = File::open(path).map_err(unreadable)?;
     if file.metadata().map_err(unreadable)?.mode() & 0o077 != 0 {
@@ -171,6 +202,29 @@ fn read_secret(path: &Path) -> Result<String, ArgsError> {
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(unreadable)?;
     Ok(text)
+}
+
+/// The limit of core dumps that this process was started with.
+static CORE: OnceLock<Rlimit> = OnceLock::new();
+
+/// Has the kernel dump no core of this process, which holds a secret: neither into a file, which a byte is too small for, nor
+/// into a program, which it gives none where the limit is 1 (Linux, fs/coredump.c). `PR_SET_DUMPABLE` would do as much, and
+/// take from the process its own files below `/proc`.
+fn keep_out_of_cores() {
+    let before = *CORE.get_or_init(|| getrlimit(Resource::Core));
+    let none = Rlimit { current: Some(before.maximum.map_or(1, |most| most.min(1))), ..before };
+    // A lower limit is always allowed.
+    setrlimit(Resource::Core, none).ok();
+}
+
+/// Gives a command the limit of core dumps that this process was started with: the secret is not the command's.
+pub fn restore_core_limit(command: &mut Command) {
+    let restore = || Ok(CORE.get().map_or(Ok(()), |before| setrlimit(Resource::Core, *before))?);
+    #[expect(unsafe_code, reason = "a limit can only be set for oneself")]
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(restore);
+    }
 }
 
 fn digest_of(text: &str, source: &str) -> Result<String, ArgsError> {
@@ -280,7 +334,7 @@ fn usage_error(text: &str) -> String {
 
 #[expect(clippy::print_stderr, reason = "the one place where a daemon speaks to its user beside its log")]
 fn say(program: &str, text: &str) {
-    eprintln!("{program}: {text}");
+    eprintln!("{program}: {}", escape(text));
 }
 
 /// The end of a daemon: its exit code, or what went wrong, on one line of standard error with all its causes, and 1.
@@ -357,6 +411,18 @@ mod tests {
         assert!(read("0123456789abcde\n", 0o600).unwrap_err().contains("shorter than 16 bytes"));
         assert!(read("", 0o600).unwrap_err().contains("empty"));
         assert!(TaskKeyArgs { task_key: None }.read().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_upon_is_escaped() {
+        assert_eq!(escape("echo 'a\\b' \"c\""), "echo 'a\\b' \"c\"");
+        assert_eq!(escape("a\nb\tc\r"), "a\\nb\\tc\\r");
+        assert_eq!(escape("\u{1b}[31m\u{7}"), "\\u{1b}[31m\\u{7}");
+        assert_eq!(
+            escape("\u{9b}31m \u{202e}\u{2066}\u{200f}\u{2028}"),
+            "\\u{9b}31m \\u{202e}\\u{2066}\\u{200f}\\u{2028}"
+        );
+        assert_eq!(escape("größe 漢字"), "größe 漢字");
     }
 
     #[test]

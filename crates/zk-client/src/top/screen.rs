@@ -114,7 +114,7 @@ fn failure_table(
         let ended = line.end_ms.and_then(|ms| i64::try_from(ms).ok()).unwrap_or(line.submitted_ms);
         Row::new([
             Span::raw(line.task.to_string()),
-            Span::styled(line.state.clone(), style(&line.state)),
+            Span::styled(escape(&line.state), style(&line.state)),
             Span::raw(line.worker.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)),
             Span::raw(exit(line.exit_code, line.signal)),
             Span::raw(format!("{} ago", age(since(now, ended)))),
