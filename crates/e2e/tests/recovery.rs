@@ -209,6 +209,39 @@ fn an_assignment_of_a_deposed_master_that_arrives_late_is_not_run() {
 }
 
 #[test]
+fn a_deposed_master_that_is_slow_does_not_delete_what_the_next_one_assigned_at_the_same_path() {
+    let server = Server::shared();
+    let bench = Bench::shared("same-path");
+    let tree = &bench.tree;
+    let wire = Wire::to(&server.connect_string());
+    let start = |zk: &str, address: &str| Daemon::named("zk-master").args(["--zk", zk, "--address", address]).start();
+    let old = start(&over(&wire, &bench), "old:1");
+    old.wait_stderr("took over");
+    let new = start(&bench.zk, "new:1");
+    new.wait_stderr("standing by");
+    let worker = bench.worker("w").start();
+    tree.wait_worker("w");
+    let deposed = tree.owner(paths::MASTER);
+    let (begin, gate) = (bench.note("runs", "$ZK_TASK_ATTEMPT"), bench.gate("go"));
+    let task = tree.submit(&format!("{begin}; if [ $ZK_TASK_ATTEMPT = 1 ]; then exec sleep 600; fi; {gate}"));
+    bench.wait_lines("runs", 1);
+    // The old one is to record that the worker was lost, and then to delete what it had.
+    wire.hold_at(|request| Deed::of(request) == Some(Deed::Record));
+    kill_inner(&worker);
+    wire.wait_held();
+    tree.delete(paths::MASTER);
+    bench.wait_lines("runs", 2);
+    wire.release();
+    old.wait_stderr("standing by");
+    bench.open("go");
+    tree.expect(task, "done");
+    assert_eq!(bench.lines("runs"), ["1", "2"]);
+    let of_deposed = server.transactions().into_iter().filter(|txn| txn.session == deposed);
+    assert_eq!(of_deposed.filter(|txn| Deed::in_log(txn) == Some(Deed::Unassign)).count(), 0);
+    well(&[&old, &new, &worker]);
+}
+
+#[test]
 fn a_primary_that_wakes_up_after_its_session_with_its_guard_changes_nothing() {
     let server = Server::start();
     let bench = Bench::at(server.chroot("wakes"));

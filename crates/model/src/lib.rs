@@ -27,9 +27,9 @@
 //! `--key`, time limits, backoff, retention, clocks that drift, a guard that dies alone, undecodable data.
 //!
 //! Known limit: a hand that deletes `/master` leaves the session of its owner alive, and what that master is just carrying
-//! out goes on. Its delete of a lost worker's assignment can hit the next primary's assignment at the same path; when
-//! moreover that worker and that primary die before either has recorded the start, it is not counted. One schedule in
-//! 60,000 does this: `--hands nodes --faults 8 --schedules 1 --seed 2044366`, as of the commit that wrote this line.
+//! out goes on. It looks at a lost worker's assignment right before it deletes it; but a delete that is already on its way can
+//! hit the next primary's assignment at the same path. When moreover that worker and that primary die before either has
+//! recorded the start, it is not counted.
 
 mod client;
 mod ledger;

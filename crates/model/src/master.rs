@@ -175,9 +175,7 @@ impl Master {
             Step::Finish(name, status) => {
                 already(io.write(|| Request::Create(Path::Status(*name), Data::Status(status.outcome.clone())))?)
             }
-            Step::Unassign(worker, name) => {
-                gone(io.write(|| Request::Delete(Path::Assignment(worker_of(worker), *name), None))?)
-            }
+            Step::Unassign(worker, name, before) => unassign(io, Path::Assignment(worker_of(worker), *name), before)?,
             Step::Assign(worker, name, meta) => {
                 let data = || Data::Assignment(Assignment { meta: Some(meta.clone()) });
                 io.write(|| Request::Create(Path::Assignment(worker_of(worker), *name), data()))?
@@ -201,7 +199,7 @@ impl Master {
         for (step, done) in tried {
             match step {
                 Step::Record(name, ..) | Step::Finish(name, _) => _ = reign.stale.insert(Part::Task(*name)),
-                Step::Unassign(worker, name) => {
+                Step::Unassign(worker, name, _) => {
                     if done {
                         reign.view.unassigned(worker, *name);
                     }
@@ -243,6 +241,17 @@ pub(crate) fn introduce(io: &mut Io<'_>, instance: Instance, instances: &[Instan
         io.write(node)?.ok();
     }
     Ok(())
+}
+
+/// As `zk-master`'s `execute::unassign`.
+fn unassign(io: &mut Io<'_>, path: Path, before: &Assignment) -> Result<Result<(), Refusal>, Ask> {
+    match io.get(path)? {
+        Some(node) if node.data == Data::Assignment(before.clone()) => {
+            Ok(gone(io.write(|| Request::Delete(path, Some(node.version)))?))
+        }
+        Some(_) => Ok(Err(Refusal::BadVersion)),
+        None => Ok(Ok(())),
+    }
 }
 
 /// As `zk-master`'s `execute::recall`.

@@ -74,7 +74,7 @@ impl Setting {
                 (Some(Mutation::DeleteFirst), [Step::Record(..) | Step::Finish(..), Step::Unassign(..)]) => {
                     chain.swap(0, 1);
                 }
-                (Some(Mutation::CreateFirst), [Step::Record(name, number, _), Step::Unassign(worker, _)]) => {
+                (Some(Mutation::CreateFirst), [Step::Record(name, number, _), Step::Unassign(worker, ..)]) => {
                     if let Some(assign) = assignment_elsewhere(view, worker, *name, *number) {
                         chain.insert(0, assign);
                     }

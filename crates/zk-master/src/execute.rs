@@ -72,7 +72,7 @@ pub fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
         Step::Finish(task, status) => {
             already(session.create(&paths::status(task), &status.encode(), Kind::Persistent).map(drop))
         }
-        Step::Unassign(worker, task) => gone(session.delete(&paths::assignment(worker, task), None)),
+        Step::Unassign(worker, task, assignment) => unassign(session, &paths::assignment(worker, task), assignment),
         Step::Assign(worker, task, meta) => {
             let data = Assignment { meta: Some(meta.clone()) }.encode();
             session.create(&paths::assignment(worker, task), &data, Kind::Persistent).map(drop)
@@ -81,6 +81,15 @@ pub fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
         Step::Remove(task, why) => remove(session, &paths::task(task), *why),
         Step::RemoveDesk(worker) => gone(session.delete(&paths::assignments(worker), None)),
     }
+}
+
+/// Deletes an assignment, if it is as it was when that was decided.
+fn unassign(session: &Session, path: &str, before: &Assignment) -> Result<(), Error> {
+    let Some((data, stat)) = session.read(path, false)? else { return Ok(()) };
+    if Assignment::decode(&data) != *before {
+        return Err(Error::BadVersion(path.to_owned()));
+    }
+    gone(session.delete(path, Some(stat.version)))
 }
 
 /// Marks an assignment, if it is as it was when that was decided.
@@ -132,15 +141,15 @@ fn gone(result: Result<(), Error>) -> Result<(), Error> {
 fn mark(step: &Step, done: bool, reading: &mut Reading) {
     match step {
         Step::Record(task, ..) | Step::Finish(task, _) => reading.wrote_task(*task),
-        Step::Unassign(worker, task) if done => reading.unassigned(worker, *task),
+        Step::Unassign(worker, task, _) if done => reading.unassigned(worker, *task),
         Step::Assign(worker, task, meta) if done => reading.assigned(worker, *task, meta),
         Step::Assign(worker, task, _) => {
             reading.wrote_desk(worker);
             reading.wrote_task(*task);
         }
         Step::Recall(worker, task, meta) if done => reading.assigned(worker, *task, meta),
-        Step::Recall(worker, task, _) => reading.assignment_changed(worker, *task),
-        Step::Unassign(worker, _) | Step::RemoveDesk(worker) => reading.wrote_desk(worker),
+        Step::Recall(worker, task, _) | Step::Unassign(worker, task, _) => reading.assignment_changed(worker, *task),
+        Step::RemoveDesk(worker) => reading.wrote_desk(worker),
         Step::Remove(task, _) => reading.removed_task(*task),
     }
 }
@@ -166,7 +175,7 @@ fn sentence(step: &Step) -> String {
             format!("ended task={task} status={}{reason}", status.outcome.word())
         }
         Step::Recall(worker, task, _) => format!("recalled task={task} worker={worker}"),
-        Step::Unassign(worker, task) => format!("unassigned task={task} worker={worker}"),
+        Step::Unassign(worker, task, _) => format!("unassigned task={task} worker={worker}"),
         Step::Assign(worker, task, meta) => format!("assigned task={task} worker={worker} attempt={}", meta.attempt),
         Step::Remove(task, Removal::Duplicate) => format!("removed a later task of the same submit task={task}"),
         Step::Remove(task, Removal::Ended) => format!("removed task={task}"),

@@ -116,6 +116,13 @@ impl Tree {
         assert!(there, "no such task");
     }
 
+    /// The step that deletes it.
+    fn unassign(&self, name: &str, number: u32) -> Step {
+        let (name, number) = (worker(name), task(number));
+        let assignment = self.0.assign[&name].tasks[&number].clone();
+        Step::Unassign(name, number, assignment)
+    }
+
     fn plan(&self) -> Vec<Chain> {
         plan(&self.0, KEEP).chains
     }
@@ -138,7 +145,10 @@ impl Tree {
                     }
                 });
             }
-            Step::Unassign(name, task) => view.unassigned(name, *task),
+            Step::Unassign(name, task, assignment) => {
+                assert_eq!(view.assign[name].tasks[task], *assignment, "no other is deleted");
+                view.unassigned(name, *task);
+            }
             Step::Recall(name, task, meta) => {
                 let there = view.assign.get_mut(name).unwrap().tasks.get_mut(task).unwrap().meta.as_mut().unwrap();
                 assert_eq!(AssignmentMeta { recalled: true, ..there.clone() }, *meta, "nothing else is changed");
@@ -230,7 +240,7 @@ fn what_a_lost_worker_had_is_recorded_then_deleted_then_assigned_again() {
     let [chain] = first.as_slice() else { panic!("{first:?}") };
     assert!(matches!(&chain[0], Step::Record(name, 1, attempt)
         if *name == task(0) && attempt.kind == Some(AttemptKind::Lost)));
-    assert_eq!(chain[1], Step::Unassign(worker("a"), task(0)));
+    assert_eq!(chain[1], tree.unassign("a", 0));
     assert_eq!(chain.len(), 2);
     // A master that dies between the two leaves a record; the next one does not count the loss again.
     tree.carry_out(&chain[0]);
@@ -286,8 +296,8 @@ fn a_worker_that_dies_between_the_record_of_a_failure_and_the_next_step_has_not_
     let retries = |meta: &mut TaskMeta| (meta.retries, meta.max_attempts) = (1, 1);
     let mut tree = Tree::new().worker("b", 2, 1).task(0, retries).attempt(0, 1, AttemptKind::Failed);
     tree = tree.assigned("a", 0, Some(1), 1);
-    check(&tree, &[vec![Step::Unassign(worker("a"), task(0))]]);
-    tree.carry_out(&Step::Unassign(worker("a"), task(0)));
+    check(&tree, &[vec![tree.unassign("a", 0)]]);
+    tree.carry_out(&tree.unassign("a", 0));
     check(&tree, &[assign_to("b", 0, Some(2), 2)]);
 }
 
@@ -312,7 +322,7 @@ fn a_task_that_failed_pauses_by_the_servers_clock_before_it_is_tried_again() {
 fn cancelled_wins_over_requeueing() {
     let tree = Tree::new().worker("b", 2, 1).plain(0).assigned("a", 0, Some(1), 1).cancel(0);
     let status = Status::plain(Outcome::Cancelled);
-    check(&tree, &[vec![Step::Finish(task(0), status), Step::Unassign(worker("a"), task(0))]]);
+    check(&tree, &[vec![Step::Finish(task(0), status), tree.unassign("a", 0)]]);
 }
 
 #[test]
@@ -327,7 +337,7 @@ fn a_pending_task_that_is_cancelled_never_starts() {
 fn a_task_with_a_worker_registered_by_hand_is_cancelled_by_the_primary() {
     let tree = Tree::new().worker_by_hand("a").plain(0).assigned("a", 0, None, 1).cancel(0);
     let status = Status::plain(Outcome::Cancelled);
-    check(&tree, &[vec![Step::Finish(task(0), status), Step::Unassign(worker("a"), task(0))]]);
+    check(&tree, &[vec![Step::Finish(task(0), status), tree.unassign("a", 0)]]);
 }
 
 #[test]
@@ -354,19 +364,19 @@ fn what_was_meant_for_a_worker_by_hand_is_not_left_to_a_daemon_of_that_name() {
 
 #[test]
 fn an_assignment_goes_when_its_task_has_a_status_or_is_gone_or_is_another() {
-    let unassign = vec![Step::Unassign(worker("a"), task(0))];
-    let tree = Tree::new().worker("a", 1, 1);
-    check(&tree.clone().ended(0, Outcome::Done, NOW).assigned("a", 0, Some(1), 1), std::slice::from_ref(&unassign));
-    check(&tree.clone().assigned("a", 0, Some(1), 1), std::slice::from_ref(&unassign));
-    let mut another = tree.plain(0).assigned("a", 0, Some(1), 1);
+    let tree = Tree::new().worker("a", 1, 1).assigned("a", 0, Some(1), 1);
+    let unassign = || [vec![tree.unassign("a", 0)]];
+    check(&tree.clone().ended(0, Outcome::Done, NOW), &unassign());
+    check(&tree, &unassign());
+    let mut another = tree.clone().plain(0);
     another.0.tasks.change(task(0), |known| known.czxid = 77);
-    check(&another, &[unassign]);
+    check(&another, &unassign());
 }
 
 #[test]
 fn the_status_of_a_lost_worker_counts() {
     let tree = Tree::new().worker("b", 2, 1).ended(0, Outcome::Done, NOW).assigned("a", 0, Some(1), 1);
-    check(&tree, &[vec![Step::Unassign(worker("a"), task(0))]]);
+    check(&tree, &[vec![tree.unassign("a", 0)]]);
 }
 
 #[test]
@@ -374,8 +384,8 @@ fn what_a_worker_returned_goes_to_another_and_does_not_count() {
     let mut tree = Tree::new().worker("b", 2, 1).task(0, |meta| meta.no_requeue = true).assigned("a", 0, Some(1), 1);
     let desk = tree.0.assign.get_mut(&worker("a")).unwrap();
     desk.tasks.get_mut(&task(0)).unwrap().meta.as_mut().unwrap().returned = true;
-    check(&tree, &[vec![Step::Unassign(worker("a"), task(0))]]);
-    tree.carry_out(&Step::Unassign(worker("a"), task(0)));
+    check(&tree, &[vec![tree.unassign("a", 0)]]);
+    tree.carry_out(&tree.unassign("a", 0));
     check(&tree, &[assign_to("b", 0, Some(2), 1)]);
 }
 
@@ -553,9 +563,9 @@ mod ahead {
         check(&tree, &[]);
         // The slot is kept for it until it is there.
         let back = tree.clone().said("a", 2, |meta| meta.returned = true);
-        check(&back, &[vec![Step::Unassign(worker("a"), task(2))]]);
+        check(&back, &[vec![back.unassign("a", 2)]]);
         let mut back = back;
-        back.carry_out(&Step::Unassign(worker("a"), task(2)));
+        back.carry_out(&back.unassign("a", 2));
         check(&back, &[assign_to("b", 2, Some(2), 1)]);
         // It had been started: another one comes instead.
         assert_eq!(recalled(&tree.said("a", 2, |meta| meta.started = true)), at("a", [1]));
