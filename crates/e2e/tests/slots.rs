@@ -87,6 +87,21 @@ fn what_waits_behind_long_tasks_goes_back_to_the_queue_after_a_second() {
 }
 
 #[test]
+fn what_waits_behind_a_long_task_is_cancelled_at_once_and_what_runs_is_stopped() {
+    let pair = Pair::with("cancel", &["--slots", "1"]);
+    let long = pair.tree.submit_with(&pair.tick("ticks", "never"), |_| ());
+    pair.wait_tick("ticks", 1);
+    let waits = pair.tree.submit_with(&pair.note("runs", "x"), |_| ());
+    wait_desk(&pair, "w", 2);
+    for task in [waits, long] {
+        pair.tree.create(&paths::cancel(&task), b"");
+        pair.tree.expect(task, "cancelled");
+    }
+    assert!(pair.lines("runs").is_empty(), "it never started");
+    pair.tree.wait_nothing_assigned();
+}
+
+#[test]
 fn a_recall_of_what_runs_is_answered_and_changes_nothing() {
     let pair = Pair::start("late");
     let task = pair.tree.submit_with(&pair.tick("ticks", "go"), |_| ());

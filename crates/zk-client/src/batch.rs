@@ -71,6 +71,8 @@ struct Job {
     sent: Option<Since>,
     /// It was asked to stop.
     stopped: bool,
+    /// There is, or was, a watch on what is below it.
+    watched: bool,
 }
 
 impl Job {
@@ -162,18 +164,26 @@ enum Look {
     Ended(i64, Box<Status>),
 }
 
-/// Looks whether a task has ended, and sets the watch that says when to look again.
-fn look_at(session: &Session, task: TaskName) -> Result<Look, Refusal> {
+/// Looks whether a task has ended, and sets the watch that says when to look again. Where that watch has fired, the status is
+/// mostly there.
+fn look_at(session: &Session, task: TaskName, watched: bool) -> Result<Look, Refusal> {
+    if watched && let Some(ended) = look_for_status(session, task)? {
+        return Ok(ended);
+    }
     let Some(children) = session.children(&paths::task(&task), true)? else { return Ok(Look::Gone) };
     if !children.iter().any(|child| task_child(child) == Some(TaskChild::Status)) {
         return Ok(Look::Open);
     }
-    let Some((data, stat)) = session.read(&paths::status(&task), false)? else { return Ok(Look::Gone) };
+    Ok(look_for_status(session, task)?.unwrap_or(Look::Gone))
+}
+
+fn look_for_status(session: &Session, task: TaskName) -> Result<Option<Look>, Refusal> {
+    let Some((data, stat)) = session.read(&paths::status(&task), false)? else { return Ok(None) };
     let mut status = Status::decode(&data);
     if let Some(meta) = &mut status.meta {
         (meta.stdout, meta.stderr) = (None, None);
     }
-    Ok(Look::Ended(stat.czxid, Box::new(status)))
+    Ok(Some(Look::Ended(stat.czxid, Box::new(status))))
 }
 
 struct Work {
@@ -312,8 +322,8 @@ impl Work {
         };
         match task {
             Ok(task) => {
-                let job = Job { line: line.number, bytes: line.bytes, task, sent: None, stopped: false };
-                self.waiting.push(job);
+                let Line { number: line, bytes, .. } = line;
+                self.waiting.push(Job { line, bytes, task, sent: None, stopped: false, watched: false });
             }
             Err(why) => self.refuse(line.number, line.bytes, &why),
         }
@@ -339,9 +349,10 @@ impl Work {
         }
         let stale = self.tasks.take_stale();
         let mut ended = Vec::new();
-        for (task, look) in stale.iter().zip(in_parallel(&stale, |task| look_at(session, *task))) {
+        let watched = |task| self.running.get(task).is_some_and(|job| job.watched);
+        for (task, look) in stale.iter().zip(in_parallel(&stale, |task| look_at(session, *task, watched(task)))) {
             match look? {
-                Look::Open => {}
+                Look::Open => _ = self.running.get_mut(task).map(|job| job.watched = true),
                 Look::Gone => {
                     if let Some(job) = self.close(*task) {
                         self.refuse(job.line, job.bytes, &format!("{task} was removed by somebody else"));

@@ -238,6 +238,13 @@ pub fn held_task(
         let why = "cancelled while a worker registered by hand had it".to_owned();
         return vec![Step::Finish(name, status(open, Outcome::Cancelled, why)), unassign];
     }
+    // A worker that runs it sees that by itself; one where it waits for a slot looks at it when it is recalled.
+    if let Some(meta) = assignment.meta.as_ref().filter(|meta| open.cancel && meta.instance.is_some())
+        && !meta.recalled
+        && !meta.started
+    {
+        return vec![Step::Recall(worker.clone(), name, AssignmentMeta { recalled: true, ..meta.clone() })];
+    }
     Vec::new()
 }
 
@@ -391,7 +398,8 @@ pub fn fits(name: &WorkerName, worker: &Worker, open: &Open) -> bool {
 
 fn assign(view: &View, worker: &WorkerName, name: TaskName, known: &Known, open: &Open) -> Step {
     let instance = view.workers[worker].instance();
-    Step::Assign(worker.clone(), name, AssignmentMeta::new(instance, view.fence, next_attempt(open), known.czxid))
+    let meta = AssignmentMeta::new(instance, view.fence, next_attempt(open), known.czxid);
+    Step::Assign(worker.clone(), name, AssignmentMeta { priority: priority(open), ..meta })
 }
 
 /// What is kept of what has ended, and when to look again.

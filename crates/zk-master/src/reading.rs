@@ -375,7 +375,8 @@ impl Reading {
         let mut stale: BTreeSet<TaskName> = &self.stale.task | &self.stale.rewritten;
         let later = stale.iter().nth(AT_ONCE).map(|first| stale.clone().split_off(first)).unwrap_or_default();
         stale.retain(|task| !later.contains(task));
-        let before = |task: &TaskName| tasks.get(task).filter(|_| !self.stale.rewritten.contains(task));
+        let read_anew = |task: &TaskName, known: &Known| known.open().is_some() && self.stale.rewritten.contains(task);
+        let before = |task: &TaskName| tasks.get(task).filter(|known| !read_anew(task, known));
         let (new, known): (Vec<TaskName>, Vec<TaskName>) = stale.iter().partition(|task| before(task).is_none());
         let watch = !self.below;
         let read = if watch || new.len() < MANY {
@@ -465,7 +466,8 @@ const MET_AT_ONCE: usize = 100;
 /// When a task has ended that is marked to be removed: too long ago to be kept, whatever the retention.
 const LONG_AGO_MS: i64 = 0;
 
-/// Reads a task: all of it at first, later what is below it. `None` when it is gone.
+/// Reads a task: all of it at first, later what is below it; of one that has ended whether it is marked to be removed. `None`
+/// when it is gone.
 ///
 /// # Errors
 /// As [`Session::read`]; [`Error::Refused`] for an ephemeral, which is no task.
@@ -484,7 +486,13 @@ pub fn read_task(
         }
         _ => {
             let Some((data, stat)) = session.read(&path, watch)? else { return Ok(None) };
-            (head(&path, &data, stat)?, BTreeMap::new(), stat.children > 0)
+            let head = head(&path, &data, stat)?;
+            if let Some(Known { czxid, stage: Stage::Ended { outcome, at_ms }, .. }) = before
+                && *czxid == head.czxid
+            {
+                return Ok(Some(head.ended_as(outcome.clone(), *at_ms)));
+            }
+            (head, BTreeMap::new(), stat.children > 0)
         }
     };
     let names = match children || watch {
@@ -565,20 +573,21 @@ fn head(path: &str, data: &[u8], stat: Stat) -> Result<Head, Error> {
 
 impl Head {
     fn ended(self, status: &[u8], stat: Stat) -> Known {
-        let at_ms = if self.removed { LONG_AGO_MS } else { stat.ctime_ms };
-        let stage = Stage::Ended { outcome: Status::decode(status).outcome, at_ms };
-        Known { czxid: self.czxid, submit: self.submit, stage }
+        self.ended_as(Status::decode(status).outcome, stat.ctime_ms)
+    }
+
+    fn ended_as(self, outcome: Outcome, at_ms: i64) -> Known {
+        let at_ms = if self.removed { LONG_AGO_MS } else { at_ms };
+        Known { czxid: self.czxid, submit: self.submit, stage: Stage::Ended { outcome, at_ms } }
     }
 
     fn open(self, cancel: bool, attempts: BTreeMap<u32, Recorded>) -> Known {
-        let stage = match self.removed {
+        if self.removed {
             // Its status is deleted already.
-            true => Stage::Ended { outcome: Outcome::Other("removed".to_owned()), at_ms: LONG_AGO_MS },
-            false => {
-                let Head { meta, submitted_ms, .. } = self;
-                Stage::Open(Box::new(Open { meta, cancel, attempts, submitted_ms }))
-            }
-        };
-        Known { czxid: self.czxid, submit: self.submit, stage }
+            return self.ended_as(Outcome::Other("removed".to_owned()), LONG_AGO_MS);
+        }
+        let Head { czxid, submit, meta, submitted_ms, .. } = self;
+        let stage = Stage::Open(Box::new(Open { meta, cancel, attempts, submitted_ms }));
+        Known { czxid, submit, stage }
     }
 }

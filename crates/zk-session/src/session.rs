@@ -730,11 +730,17 @@ impl Session {
     pub fn delete_all(&self, path: &str) -> Result<(), Error> {
         loop {
             for child in self.children(path, false)?.unwrap_or_default() {
-                self.delete_all(&format!("{path}/{child}"))?;
+                let child = format!("{path}/{child}");
+                // Most have nothing below them.
+                match self.delete(&child, None) {
+                    Err(Error::NotEmpty(_)) => self.delete_all(&child)?,
+                    Err(Error::NoNode(_)) => {}
+                    deleted => deleted?,
+                }
             }
             match self.delete(path, None) {
-                Ok(()) | Err(Error::NoNode(_)) => return Ok(()),
                 Err(Error::NotEmpty(_)) => {}
+                Ok(()) | Err(Error::NoNode(_)) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }

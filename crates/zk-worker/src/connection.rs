@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use zk_cli::now_ms;
 use zk_http::Ready;
-use zk_session::{Change, Error, Kind, Session};
+use zk_session::{Change, Error, Kind, Session, Stat, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
     Assignment, AssignmentMeta, Attempt, AttemptKind, DecodeError, Drain, Instance, Live, LiveName, Role, Status,
     StatusMeta, Task, TaskName, Worker, WorkerMeta, decode_epoch,
 };
 
-use crate::jobs::{Jobs, Stage, Start, Written};
+use crate::jobs::{Job, Jobs, Stage, Start, Written};
 use crate::judge::{Case, Claim, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left, too_late};
 use crate::{Leaving, Life};
 
@@ -35,6 +35,10 @@ pub(crate) struct Connection {
     registration: Registration,
     /// The registration says that the worker is leaving.
     told: bool,
+    /// There is a watch on all below `/assign/<worker>`, which names every assignment that comes, goes or changes.
+    follows: bool,
+    /// What is assigned, if it was listed since there is that watch.
+    desk: Option<BTreeSet<TaskName>>,
     /// What is assigned may have changed.
     desk_stale: bool,
     /// Jobs whose task or assignment may have changed.
@@ -65,6 +69,8 @@ impl Connection {
             session,
             registration: Registration::Stale,
             told: false,
+            follows: false,
+            desk: None,
             desk_stale: true,
             stale: BTreeSet::new(),
             settled: BTreeSet::new(),
@@ -109,6 +115,7 @@ impl Connection {
             Some(Place::Worker(name)) if name == life.config.name => self.registration = Registration::Stale,
             Some(Place::Assignments(name)) if name == life.config.name => {
                 self.desk_stale = true;
+                self.desk = None;
                 if change == Change::Deleted {
                     self.registration = Registration::Stale;
                 }
@@ -117,10 +124,13 @@ impl Connection {
                 self.desk_stale = true;
                 self.settled.remove(&task);
                 self.stale.insert(task);
+                match (&mut self.desk, change) {
+                    (Some(desk), Change::Created) => _ = desk.insert(task),
+                    (Some(desk), Change::Deleted) => _ = desk.remove(&task),
+                    _ => {}
+                }
             }
-            Some(Place::Task(task) | Place::TaskChild(task, _))
-                if jobs.get(&task).is_some() || self.waiting.iter().any(|(_, waiting)| *waiting == task) =>
-            {
+            Some(Place::Task(task) | Place::TaskChild(task, _)) if jobs.get(&task).is_some() => {
                 self.desk_stale = true;
                 self.stale.insert(task);
             }
@@ -158,8 +168,8 @@ impl Connection {
     }
 
     /// Registers, as far as the tree is there; sets the watches that say when to go on.
-    fn register(&mut self, life: &Life, jobs: &Jobs) -> Result<(), Error> {
-        let (session, name) = (&self.session, &life.config.name);
+    fn register(&mut self, life: &mut Life, jobs: &Jobs) -> Result<(), Error> {
+        let (session, name) = (&self.session, &life.config.name.clone());
         let before = std::mem::replace(&mut self.registration, Registration::Waiting);
         if session.stat(paths::WORKERS, true)?.is_none() {
             log::info!("waiting for a master to set up {}", paths::WORKERS);
@@ -206,8 +216,12 @@ impl Connection {
             }
             Err(error) => return Err(error),
         }
+        if !self.follows {
+            self.follows = follow(&self.session, &paths::assignments(&life.config.name), &mut life.old_server)?;
+        }
         self.registration = Registration::Registered;
-        self.desk_stale = true;
+        (self.desk, self.desk_stale) = (None, true);
+        self.settled.clear();
         // Nothing is known of what happened to our jobs before the watches of this session.
         self.stale.extend(jobs.iter().map(|(name, _)| *name));
         Ok(())
@@ -275,11 +289,14 @@ impl Connection {
     /// Reads what is assigned, and does what follows.
     fn look_at_desk(&mut self, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         let path = paths::assignments(&life.config.name);
-        let Some(names) = self.session.children(&path, true)? else {
-            self.registration = Registration::Stale;
-            return Ok(());
-        };
-        let assigned: BTreeSet<TaskName> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        if self.desk.is_none() || !self.follows {
+            let Some(names) = self.session.children(&path, !self.follows)? else {
+                self.registration = Registration::Stale;
+                return Ok(());
+            };
+            self.desk = Some(names.iter().filter_map(|name| name.parse().ok()).collect());
+        }
+        let assigned = self.desk.clone().unwrap_or_default();
         self.settled.retain(|task| assigned.contains(task));
         jobs.assigned(&assigned);
         let stale = std::mem::take(&mut self.stale);
@@ -292,7 +309,7 @@ impl Connection {
             .collect();
         for (task, fence, czxid) in running {
             let path = paths::assignment(&life.config.name, &task);
-            let assignment = self.session.read(&path, true)?.filter(|(_, stat)| stat.czxid == fence);
+            let assignment = self.read_assignment(life, task)?.filter(|(_, stat)| stat.czxid == fence);
             let ours = assignment.is_some();
             if let Some((data, stat)) = assignment
                 && let Some(answer) = too_late(Assignment::decode(&data))
@@ -306,36 +323,84 @@ impl Connection {
         }
         let leaving = life.leaving > Leaving::No;
         self.waiting.retain(|(_, task)| assigned.contains(task) && !stale.contains(task) && !leaving);
-        let known = |task: &TaskName| jobs.get(task).is_some() || self.settled.contains(task);
         let waits: BTreeSet<TaskName> = self.waiting.iter().map(|(_, task)| *task).collect();
-        let new: Vec<TaskName> = assigned.into_iter().filter(|task| !known(task) && !waits.contains(task)).collect();
-        // Where not all of them can start, they are looked at first, and start in their order then.
-        let room_for_all = waits.len() + new.len() <= jobs.free(life);
-        for task in new {
-            self.consider(task, room_for_all, life, jobs)?;
-        }
-        while jobs.free(life) > 0
-            && let Some((_, task)) = self.waiting.pop_first()
-        {
-            self.consider(task, true, life, jobs)?;
+        let known = |task: &TaskName| jobs.get(task).is_some() || self.settled.contains(task) || waits.contains(task);
+        let new: Vec<TaskName> = assigned.into_iter().filter(|task| !known(task)).collect();
+        // Where not all of them can start, it is looked first which of them are to start first.
+        let next = match waits.len() + new.len() <= jobs.free(life) {
+            true => new,
+            false => self.line_up(new, life)?,
+        };
+        self.consider(next, life, jobs)?;
+        while jobs.free(life) > 0 && !self.waiting.is_empty() {
+            let next = (0..jobs.free(life)).map_while(|_| self.waiting.pop_first()).map(|(_, task)| task).collect();
+            self.consider(next, life, jobs)?;
         }
         Ok(())
     }
 
-    /// Reads an assignment, then `/epoch`, then the task, on this session and not from memory, and does what follows.
-    fn consider(&mut self, name: TaskName, room: bool, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
-        let path = paths::assignment(&life.config.name, &name);
-        let Some((data, stat)) = self.session.read(&path, true)? else { return Ok(()) };
-        if jobs.was_started(&name, stat.czxid) {
-            self.settled.insert(name);
+    fn read_assignment(&self, life: &Life, task: TaskName) -> Result<Option<(Vec<u8>, Stat)>, Error> {
+        self.session.read(&paths::assignment(&life.config.name, &task), !self.follows)
+    }
+
+    /// Puts what only has to wait among what waits; returns the others, of which something else is to be considered. What is
+    /// asked of one that waits meanwhile, the primary asks by recalling it.
+    fn line_up(&mut self, new: Vec<TaskName>, life: &Life) -> Result<Vec<TaskName>, Error> {
+        let mut others = Vec::new();
+        let read = in_parallel(&new, |task| self.read_assignment(life, *task));
+        for (task, read) in new.into_iter().zip(read) {
+            let Some((data, _)) = read? else { continue };
+            match Assignment::decode(&data).meta.filter(|meta| only_waits(meta, life)) {
+                Some(meta) => _ = self.waiting.insert((Reverse(meta.priority), task)),
+                None => others.push(task),
+            }
+        }
+        Ok(others)
+    }
+
+    /// Reads assignments, then `/epoch`, then the tasks, on this session and not from memory, and does what follows.
+    fn consider(&mut self, names: Vec<TaskName>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+        if names.is_empty() {
             return Ok(());
         }
-        let assignment = Assignment::decode(&data);
+        let assignments = in_parallel(&names, |name| self.read_assignment(life, *name));
         let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
-        let (facts, task) = self.read_task(name, life)?.unzip();
+        let tasks = in_parallel(&names, |name| self.read_task_to_start(*name, life));
+        let mut started = Vec::new();
+        for ((name, assignment), task) in names.into_iter().zip(assignments).zip(tasks) {
+            let (Some((data, stat)), task) = (assignment?, task?) else { continue };
+            if jobs.was_started(&name, stat.czxid) {
+                self.settled.insert(name);
+                continue;
+            }
+            let found = Found { name, assignment: Assignment::decode(&data), stat, epoch };
+            started.extend(self.decide(found, task, life, jobs)?);
+        }
+        // While they run: whatever comes below a task is told, and what has come since it was read is looked at.
+        let below = in_parallel(&started, |(name, _)| self.session.children(&paths::task(name), true));
+        for ((name, known), below) in started.into_iter().zip(below) {
+            if below?.is_none_or(|below| below.len() != known) {
+                self.stale.insert(name);
+                self.desk_stale = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what follows for one assignment. If it was started, returns it and how many children its task had.
+    fn decide(
+        &mut self,
+        found: Found,
+        task: Option<(TaskFacts, Option<Task>)>,
+        life: &Life,
+        jobs: &mut Jobs,
+    ) -> Result<Option<(TaskName, usize)>, Error> {
+        let Found { name, assignment, stat, epoch } = found;
+        let path = paths::assignment(&life.config.name, &name);
+        let (facts, task) = task.unzip();
         let (czxid, failures) = facts.as_ref().map_or((0, 0), |facts: &TaskFacts| (facts.czxid, facts.failures));
-        let own =
-            Own { instance: life.instance, room: room && jobs.free(life) > 0, leaving: life.leaving > Leaving::No };
+        let below = facts.as_ref().map_or(0, |facts| facts.attempts.len());
+        let own = Own { instance: life.instance, room: jobs.free(life) > 0, leaving: life.leaving > Leaving::No };
         let verdict = judge(&Case { assignment: &assignment, epoch, task: facts }, own);
         match verdict {
             Verdict::Wait => {
@@ -346,6 +411,7 @@ impl Connection {
                 if let Some(Some(task)) = task {
                     let again = retries_left(&task, failures);
                     jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt, again }, life);
+                    return Ok(Some((name, below)));
                 }
             }
             Verdict::Leave(why) => {
@@ -388,7 +454,17 @@ impl Connection {
                 self.settled.insert(name);
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Reads a task for its start. Where nothing is below it, that is one request: what it says of the children is of the
+    /// same moment as the data.
+    fn read_task_to_start(&self, name: TaskName, life: &Life) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
+        match self.session.read(&paths::task(&name), false)? {
+            Some((data, stat)) if stat.children == 0 => Ok(facts(&data, stat, &[], life)),
+            Some(_) => self.read_task(name, life),
+            None => Ok(None),
+        }
     }
 
     /// Reads a task and what is below it, and sets a watch on that. The task itself is missing where nobody may run it.
@@ -399,30 +475,7 @@ impl Connection {
         let path = paths::task(&name);
         let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
         let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
-        if stat.owner.is_some() {
-            // Nothing can be created below an ephemeral, so no status: it is no task.
-            return Ok(None);
-        }
-        let mut facts = TaskFacts { czxid: stat.czxid, ..TaskFacts::default() };
-        for child in children.iter().filter_map(|child| task_child(child)) {
-            match child {
-                TaskChild::Status => facts.status = true,
-                TaskChild::Cancel => facts.cancel = true,
-                TaskChild::Attempt(number) => _ = facts.attempts.insert(number),
-            }
-        }
-        let task = match Task::decode(&data) {
-            Ok(task) => Ok(task),
-            Err(DecodeError::Removed) => return Ok(None),
-            Err(error) => Err(error.to_string()),
-        };
-        let task = task.and_then(|task| {
-            let Some(rules) = &life.config.signed else { return Ok(task) };
-            let (created_ms, version) = (stat.ctime_ms, stat.version);
-            let claim = Claim { task: &task, data: &data, created_ms, version, now_ms: now_ms() };
-            rules.accept(&claim, &life.config.name, &life.config.labels).map(|()| task)
-        });
-        let task = task.map_err(|why| facts.refused = Some(why)).ok();
+        let Some((mut facts, task)) = facts(&data, stat, &children, life) else { return Ok(None) };
         if task.as_ref().is_some_and(|task| retries_left(task, 0)) {
             for number in &facts.attempts {
                 let record = self.session.read(&paths::attempt(&name, *number), false)?;
@@ -437,28 +490,44 @@ impl Connection {
     fn write_results(&mut self, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         let ended: Vec<TaskName> =
             jobs.iter().filter(|(_, job)| matches!(job.stage, Stage::Ended(_))).map(|(name, _)| *name).collect();
-        for name in ended {
+        for name in &ended {
             // Something happened to it that was not looked at yet.
-            if self.stale.contains(&name) && self.read_task(name, life)?.is_some_and(|(facts, _)| facts.cancel) {
-                jobs.cancel_ended(&name);
+            if self.stale.contains(name) && self.read_task(*name, life)?.is_some_and(|(facts, _)| facts.cancel) {
+                jobs.cancel_ended(name);
             }
-            let written = jobs.written(&name, life);
-            let Some(job) = jobs.get(&name) else { continue };
-            let assignment = paths::assignment(&life.config.name, &name);
-            let there = || Ok(self.session.stat(&assignment, false)?.map(|stat| stat.czxid));
-            if counts(job.instance, life.instance, job.fence, there)? {
-                if let Some(written) = &written {
-                    self.write_result(name, job.attempt, job.fence, written)?;
-                }
-                if let Some(Written::Record(Attempt { kind: Some(AttemptKind::Failed), .. })) = &written {
-                    self.give_back(name, job.fence, life)?;
-                }
-            } else {
-                log::warn!("dropped the result of task={name}: it was given to somebody else");
-            }
-            // The assignment that was started is settled. There may be another one by now, if somebody took that away.
+        }
+        let results: Vec<(TaskName, &Job, Option<Written>)> =
+            ended.iter().filter_map(|name| Some((*name, jobs.get(name)?, jobs.written(name, life)))).collect();
+        let reported = in_parallel(&results, |(name, job, written)| self.report(*name, job, written.as_ref(), life));
+        let undisturbed = |name: &TaskName, job: &Job| {
+            job.instance == life.instance && job.ended_by_itself() && !self.stale.contains(name)
+        };
+        let undisturbed: Vec<bool> = results.iter().map(|(name, job, _)| undisturbed(name, job)).collect();
+        for ((name, reported), undisturbed) in ended.into_iter().zip(reported).zip(undisturbed) {
+            reported?;
             jobs.remove(&name);
             self.desk_stale = true;
+            // The assignment that was started is settled. There may be another one by now, if somebody took that away.
+            if undisturbed {
+                self.settled.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what came of a command, if that still counts.
+    fn report(&self, name: TaskName, job: &Job, written: Option<&Written>, life: &Life) -> Result<(), Error> {
+        let assignment = paths::assignment(&life.config.name, &name);
+        let there = || Ok(self.session.stat(&assignment, false)?.map(|stat| stat.czxid));
+        if !counts(job.instance, life.instance, job.fence, there)? {
+            log::warn!("dropped the result of task={name}: it was given to somebody else");
+            return Ok(());
+        }
+        if let Some(written) = written {
+            self.write_result(name, job.attempt, job.fence, written)?;
+        }
+        if let Some(Written::Record(Attempt { kind: Some(AttemptKind::Failed), .. })) = written {
+            self.give_back(name, job.fence, life)?;
         }
         Ok(())
     }
@@ -522,6 +591,64 @@ impl Connection {
             Ok(()) | Err(Error::NoNode(_)) => Ok(Next::Left),
             Err(Error::NotEmpty(_) | Error::BadVersion(_)) => Ok(Next::Wait),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// An assignment as it was read, and after it `/epoch`.
+struct Found {
+    name: TaskName,
+    assignment: Assignment,
+    stat: Stat,
+    epoch: Option<i64>,
+}
+
+/// Whether there is nothing to be considered but when it is its turn, as far as the assignment says.
+fn only_waits(meta: &AssignmentMeta, life: &Life) -> bool {
+    meta.instance == Some(life.instance) && !meta.recalled && !meta.returned && life.leaving == Leaving::No
+}
+
+/// What a task says and what is below it; the task is missing where nobody may run it.
+fn facts(data: &[u8], stat: Stat, children: &[String], life: &Life) -> Option<(TaskFacts, Option<Task>)> {
+    if stat.owner.is_some() {
+        // Nothing can be created below an ephemeral, so no status: it is no task.
+        return None;
+    }
+    let mut facts = TaskFacts { czxid: stat.czxid, ..TaskFacts::default() };
+    for child in children.iter().filter_map(|child| task_child(child)) {
+        match child {
+            TaskChild::Status => facts.status = true,
+            TaskChild::Cancel => facts.cancel = true,
+            TaskChild::Attempt(number) => _ = facts.attempts.insert(number),
+        }
+    }
+    let task = match Task::decode(data) {
+        Ok(task) => Ok(task),
+        Err(DecodeError::Removed) => return None,
+        Err(error) => Err(error.to_string()),
+    };
+    let task = task.and_then(|task| {
+        let Some(rules) = &life.config.signed else { return Ok(task) };
+        let (created_ms, version) = (stat.ctime_ms, stat.version);
+        let claim = Claim { task: &task, data, created_ms, version, now_ms: now_ms() };
+        rules.accept(&claim, &life.config.name, &life.config.labels).map(|()| task)
+    });
+    let task = task.map_err(|why| facts.refused = Some(why)).ok();
+    Some((facts, task))
+}
+
+/// Whether from now on there is a watch on all below a znode. Such watches came with ZooKeeper 3.6, and an older server may
+/// end the session over the question: then it is not asked on the next one.
+fn follow(session: &Session, path: &str, old_server: &mut bool) -> Result<bool, Error> {
+    if std::mem::take(old_server) {
+        return Ok(false);
+    }
+    match session.watch_below(path) {
+        Ok(()) => Ok(true),
+        Err(Error::Refused { .. }) => Ok(false),
+        Err(error) => {
+            *old_server = true;
+            Err(error)
         }
     }
 }

@@ -301,6 +301,11 @@ impl Jobs {
 }
 
 impl Job {
+    /// It was not stopped, for whatever reason.
+    pub(crate) fn ended_by_itself(&self) -> bool {
+        matches!(self.stage, Stage::Ended(End { why: None, .. }))
+    }
+
     fn status(&self, end: &End, life: &Life) -> StatusMeta {
         StatusMeta {
             exit_code: end.code(),

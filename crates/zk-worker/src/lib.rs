@@ -225,7 +225,7 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let mut worker = Worker {
         session: Arc::new(zk_session::Config { witness: Some(Arc::new(guard.clone())), ..config.session.clone() }),
         guard,
-        life: Life { config, outputs, metrics, instance, instances, leaving: Leaving::No },
+        life: Life { config, outputs, metrics, instance, instances, leaving: Leaving::No, old_server: false },
         held,
         jobs: Jobs::new(processes),
         link: Link::Down { from: Instant::now(), opening: None },
@@ -256,6 +256,8 @@ struct Life {
     /// All that this process has been, the present one included, and those who held its work dir before, who are dead.
     instances: Vec<Instance>,
     leaving: Leaving,
+    /// The last session ended when it was asked for a watch on all below a znode.
+    old_server: bool,
 }
 
 enum Link {

@@ -601,6 +601,9 @@ pub struct AssignmentMeta {
     pub attempt: u32,
     /// The czxid of the task meant: at the same path there may be another one by now.
     pub task: i64,
+    /// That of the task: of what waits at a worker the highest is started first.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: i64,
     /// Set by the primary: a worker that has not started this yet is to return it, for another one is idle.
     #[serde(default, skip_serializing_if = "is_default")]
     pub recalled: bool,
@@ -836,7 +839,17 @@ pub fn decode_epoch(data: &[u8]) -> Option<i64> {
 impl AssignmentMeta {
     /// An assignment of this attempt at this task, by the primary with this fence.
     pub fn new(instance: Option<Instance>, fence: i64, attempt: u32, task: i64) -> Self {
-        AssignmentMeta { zk: Format, instance, fence, attempt, task, recalled: false, started: false, returned: false }
+        AssignmentMeta {
+            zk: Format,
+            instance,
+            fence,
+            attempt,
+            task,
+            priority: 0,
+            recalled: false,
+            started: false,
+            returned: false,
+        }
     }
 }
 

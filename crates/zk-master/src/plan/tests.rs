@@ -329,8 +329,16 @@ fn cancelled_wins_over_requeueing() {
 fn a_pending_task_that_is_cancelled_never_starts() {
     let tree = Tree::new().worker("a", 1, 1).plain(0).cancel(0);
     check(&tree, &[vec![Step::Finish(task(0), Status::plain(Outcome::Cancelled))]]);
-    // One that runs is for its worker to cancel.
-    check(&Tree::new().worker("a", 1, 1).plain(0).assigned("a", 0, Some(1), 1).cancel(0), &[]);
+}
+
+#[test]
+fn a_worker_is_asked_once_about_a_task_that_is_cancelled_and_may_wait_there() {
+    let assigned = Tree::new().worker("a", 1, 1).plain(0).assigned("a", 0, Some(1), 1).cancel(0);
+    let meta = AssignmentMeta { recalled: true, ..AssignmentMeta::new(Some(instance(1)), FENCE, 1, 1) };
+    check(&assigned, &[vec![Step::Recall(worker("a"), task(0), meta)]]);
+    // It runs: the worker sees by itself that it is to be stopped.
+    check(&assigned.clone().said("a", 0, |meta| meta.recalled = true), &[]);
+    check(&assigned.said("a", 0, |meta| meta.started = true), &[]);
 }
 
 #[test]
