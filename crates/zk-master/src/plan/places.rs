@@ -64,9 +64,9 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    /// It was recalled, and is not here yet to be assigned anew.
+    /// It is recalled, and is not here yet to be assigned anew.
     fn comes_back(&self) -> bool {
-        self.meta.is_some_and(|meta| meta.recalled || meta.returned)
+        self.meta.is_some_and(|meta| meta.recalled || meta.returned || self.open.cancel)
     }
 }
 

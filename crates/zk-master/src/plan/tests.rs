@@ -214,7 +214,8 @@ fn a_worker_that_is_drained_or_leaving_gets_nothing() {
 fn priority_comes_before_the_number() {
     let tree =
         Tree::new().worker("a", 1, 1).plain(0).task(1, |meta| meta.priority = -1).task(2, |meta| meta.priority = 5);
-    assert_eq!(tree.plan()[0], assign_to("a", 2, Some(1), 1));
+    let meta = AssignmentMeta { priority: 5, ..AssignmentMeta::new(Some(instance(1)), FENCE, 1, 3) };
+    assert_eq!(tree.plan()[0], [Step::Assign(worker("a"), task(2), meta)], "and the worker is told");
 }
 
 #[test]
