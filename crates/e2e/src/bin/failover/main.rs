@@ -66,9 +66,12 @@ The table's columns:
   again        tasks that started more than once
   overlap      tasks of which an attempt still lived when the next one had begun
 
-A round of the soak is UNSOUND when ZooKeeper itself took back what it had committed or its servers have different trees, as \
-happens with release 3.8.0 when servers fail during a sync (ZOOKEEPER-4643, ZOOKEEPER-4646). It says nothing about our \
-promises: another round is done for it.
+A host that is gone is noticed when its session expires. ZooKeeper rounds the timeout up to a tick (500 ms here), and a \
+follower tells the leader twice in a tick which sessions it has heard: up to the timeout and 1.5 ticks after the last packet.
+
+A round of the soak in which a promise was broken is UNSOUND when ZooKeeper itself took back what it had committed or its \
+servers had different trees, as happens with release 3.8.0 when servers fail during a sync (ZOOKEEPER-4643, ZOOKEEPER-4646). \
+It says nothing about our promises: another round is done for it.
 
 Exit status: 0 when all promises were kept and all goals reached, 1 otherwise: the logs are kept, and where is said.";
 
@@ -99,7 +102,7 @@ enum Came {
     Kept,
     /// One was not.
     Broken,
-    /// ZooKeeper did not keep what it had committed, which all our promises assume: nobody knows.
+    /// One was not, and neither was what all of them assume: that ZooKeeper keeps what it commits. Nobody knows whose fault it is.
     Unsound,
 }
 
@@ -107,15 +110,14 @@ enum Came {
 /// panics with a sentence), the logs are kept.
 fn attend(cluster: &mut Cluster, what: &str, work: impl FnOnce(&mut Cluster) -> bool) -> Came {
     let kept = catch_unwind(AssertUnwindSafe(|| work(cluster))).unwrap_or(false);
+    if kept {
+        return Came::Kept; // in spite of whatever ZooKeeper did
+    }
     let unsound = cluster.history().unsound;
     for why in &unsound {
         say(&format!("UNSOUND: {what}: {why}"));
     }
-    let came = match (unsound.is_empty(), kept) {
-        (false, _) => Came::Unsound,
-        (true, true) => return Came::Kept,
-        (true, false) => Came::Broken,
-    };
+    let came = if unsound.is_empty() { Came::Broken } else { Came::Unsound };
     let dir: PathBuf = std::env::temp_dir().join(format!("failover-{what}-{}", std::process::id()));
     match cluster.keep(&dir) {
         Ok(()) => say(&format!("the logs and the evidence of {what} are in {}", dir.display())),

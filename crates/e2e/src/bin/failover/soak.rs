@@ -174,10 +174,10 @@ fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> boo
     let (history, runs) = (cluster.history(), cluster.runs());
     let verdict = evidence::judge(&history, &runs, &all);
     let kept = verdict.wrong.is_empty() && history.wrong.is_empty();
-    let judged = match (history.unsound.is_empty(), kept) {
-        (false, _) => "UNSOUND",
-        (true, true) => "kept",
-        (true, false) => "BROKEN",
+    let judged = match (kept, history.unsound.is_empty()) {
+        (true, _) => "kept",
+        (false, true) => "BROKEN",
+        (false, false) => "UNSOUND",
     };
     let given_up = history
         .tasks

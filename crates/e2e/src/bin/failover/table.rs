@@ -16,7 +16,8 @@ const LONG: Duration = Duration::from_secs(30);
 /// With this one, what has to wait for it does not take all day.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// `tickTime` of the ensemble: what the servers round session timeouts up to.
+/// `tickTime` of the ensemble. The leader rounds the end of a session up to it, and counts from when a follower told it that
+/// it had heard the session, which it does twice in a tick.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Between two tasks that are submitted.
@@ -60,7 +61,7 @@ fn goal(fault: Fault) -> Option<Duration> {
         WorkerKilled => Some(Duration::from_millis(500)),
         FollowerKilled | LeaderKilled | RollingRestart => Some(Duration::from_secs(1)),
         MasterGone | MasterFrozen | MasterHostFrozen | MasterCutOff | WorkerGone | WorkerFrozen | WorkerCutOff => {
-            Some(SHORT + TICK + Duration::from_millis(100))
+            Some(SHORT + TICK * 3 / 2 + Duration::from_millis(100))
         }
         Nothing | WorkerDrained | WorkerStopped | AllServersAway => None,
     }
