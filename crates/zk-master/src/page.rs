@@ -150,9 +150,9 @@ fn link(address: &str) -> Markup {
     }
 }
 
-/// Control characters and the like as Rust writes them, and not more than one can read.
+/// As on a terminal, and not more than one can read.
 fn visible(text: &str) -> String {
-    text.chars().take(LONGEST).flat_map(char::escape_debug).collect()
+    zk_cli::escape(&text.chars().take(LONGEST).collect::<String>())
 }
 
 fn span(ms: i64) -> humantime::FormattedDuration {
