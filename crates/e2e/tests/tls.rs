@@ -120,7 +120,7 @@ fn a_dead_primary_and_a_dead_worker_are_replaced_at_once_over_tls() {
     let bench = &secured.bench;
     let start = |launch: Launch| secured.tls(launch.env("ZK_SESSION_TIMEOUT", "30s")).start();
     let first = start(bench.master("first:2223"));
-    first.wait_stderr(" primary");
+    first.wait_stderr("] primary fence=");
     let second = start(bench.master("second:2223"));
     second.wait_stderr("standing by");
     let worker = start(bench.worker("w"));
@@ -133,7 +133,7 @@ fn a_dead_primary_and_a_dead_worker_are_replaced_at_once_over_tls() {
         kill_process(inner(daemon), Signal::KILL).unwrap();
         daemon.wait_stderr("ended a session of the dead daemon");
     }
-    second.wait_stderr(" primary");
+    second.wait_stderr("] primary fence=");
     bench.tree.expect(task, "done");
     well(&[&first, &second, &worker]);
 }

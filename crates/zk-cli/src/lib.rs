@@ -9,15 +9,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgAction, Args, Parser};
 use log::LevelFilter;
 use nix::sys::signal::{SigHandler, Signal, signal};
-use rustix::process::{Resource, Rlimit, getpid, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
-use zk_session::{Config, ConnectString, Tls, TlsError};
-use znode_paths::{KeyError, TaskKeys};
+use rustix::process::{DumpableBehavior, getpid, getppid, set_dumpable_behavior, set_parent_process_death_signal};
+use zk_session::{Config, ConnectString, NoDigestId, Others, Tls, TlsError};
+use znode_paths::{KeyError, TaskKeys, paths};
 
 /// How to reach the ensemble, and how much to say.
 #[derive(Debug, Clone, Args)]
@@ -90,6 +89,9 @@ pub enum ArgsError {
     /// It does not hold an identity.
     #[error("{0} does not hold digest:user:password")]
     NoIdentity(String),
+    /// What follows the identity does not say who the others are.
+    #[error("the second line of {0} is not `submitters digest:user:HASH` or `daemons digest:user:HASH`")]
+    NoOthers(String),
     /// It does not hold task keys.
     #[error("{0} holds no task key: {1}")]
     NoTaskKey(PathBuf, KeyError),
@@ -110,8 +112,9 @@ impl CommonArgs {
     /// # Errors
     /// The identity cannot be used.
     pub fn config(&self, session_timeout: Duration) -> Result<Config, ArgsError> {
-        let digest = identity(self.auth_file.as_deref(), std::env::var_os("ZK_AUTH"))?;
-        Ok(Config { digest, tls: self.tls()?, ..Config::new(self.zk.clone(), session_timeout) })
+        let identity = identity(self.auth_file.as_deref(), std::env::var_os("ZK_AUTH"))?;
+        let (digest, others) = identity.map_or((None, None), |(digest, others)| (Some(digest), others));
+        Ok(Config { digest, others, tls: self.tls()?, ..Config::new(self.zk.clone(), session_timeout) })
     }
 
     fn tls(&self) -> Result<Option<Tls>, ArgsError> {
@@ -155,14 +158,32 @@ impl CommonArgs {
     }
 }
 
-/// The identity in the file of `--auth-file`; without one, what `ZK_AUTH` holds, which is an identity or the path of a file.
-fn identity(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<String>, ArgsError> {
-    let in_file = |file: &Path| digest_of(&read_secret(file)?, &file.display().to_string()).map(Some);
+/// Lets no other process of this user, such as a task, read our memory or environment, and has the kernel dump no core of them
+/// (prctl(2), `PR_SET_DUMPABLE`). It is as before in whatever we start.
+fn keep_to_ourselves() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        log::warn!("processes of the same user can read the secrets of this one: {error}");
+    }
+}
+
+/// Says that nobody is kept out, where that is so.
+pub fn warn_without_identity(config: &Config) {
+    if config.digest.is_none() {
+        log::warn!("no identity (--auth-file): whoever reaches ZooKeeper can run commands on the workers");
+    }
+}
+
+/// `user:password`, and who else has rights in what it makes.
+type Identity = (String, Option<Others>);
+
+/// What the file of `--auth-file` holds; without one, what `ZK_AUTH` holds, which is the same or the path of a file.
+fn identity(file: Option<&Path>, variable: Option<OsString>) -> Result<Option<Identity>, ArgsError> {
+    let in_file = |file: &Path| identity_of(&read_secret(file)?, &file.display().to_string()).map(Some);
     match (file, variable) {
         (Some(file), _) => in_file(file),
         (None, Some(variable)) if variable.as_encoded_bytes().starts_with(b"digest:") => {
-            keep_out_of_cores();
-            digest_of(&variable.to_string_lossy(), "ZK_AUTH").map(Some)
+            keep_to_ourselves();
+            identity_of(&variable.to_string_lossy(), "ZK_AUTH").map(Some)
         }
         (None, Some(file)) if !file.is_empty() => in_file(file.as_ref()),
         (None, _) => Ok(None),
@@ -193,7 +214,7 @@ pub fn escape(text: &str) -> String {
 }
 
 fn read_secret(path: &Path) -> Result<String, ArgsError> {
-    keep_out_of_cores();
+    keep_to_ourselves();
     let unreadable = |error| ArgsError::Unreadable(path.to_owned(), error);
     let mut file = File::open(path).map_err(unreadable)?;
     if file.metadata().map_err(unreadable)?.mode() & 0o077 != 0 {
@@ -204,32 +225,22 @@ fn read_secret(path: &Path) -> Result<String, ArgsError> {
     Ok(text)
 }
 
-/// The limit of core dumps that this process was started with.
-static CORE: OnceLock<Rlimit> = OnceLock::new();
-
-/// Has the kernel dump no core of this process, which holds a secret: neither into a file, which a byte is too small for, nor
-/// into a program, which it gives none where the limit is 1 (Linux, fs/coredump.c). `PR_SET_DUMPABLE` would do as much, and
-/// take from the process its own files below `/proc`.
-fn keep_out_of_cores() {
-    let before = *CORE.get_or_init(|| getrlimit(Resource::Core));
-    let none = Rlimit { current: Some(before.maximum.map_or(1, |most| most.min(1))), ..before };
-    // A lower limit is always allowed.
-    setrlimit(Resource::Core, none).ok();
-}
-
-/// Gives a command the limit of core dumps that this process was started with: the secret is not the command's.
-pub fn restore_core_limit(command: &mut Command) {
-    let restore = || Ok(CORE.get().map_or(Ok(()), |before| setrlimit(Resource::Core, *before))?);
-    #[expect(unsafe_code, reason = "a limit can only be set for oneself")]
-    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
-    unsafe {
-        command.pre_exec(restore);
+/// `digest:user:password`; in a line of its own, `submitters` or `daemons` and the identity of the others, `digest:user:HASH`.
+fn identity_of(text: &str, source: &str) -> Result<Identity, ArgsError> {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let own = lines.next().and_then(|line| line.strip_prefix("digest:")).filter(|digest| digest.contains(':'));
+    let own = own.ok_or_else(|| ArgsError::NoIdentity(source.to_owned()))?;
+    let others = match lines.next().map(|line| line.split_once(" digest:").unwrap_or((line, ""))) {
+        None => Ok(None),
+        Some(("submitters", id)) => id.trim().parse().map(|id| Others::Submitters(id, &paths::OF_SUBMITTERS)).map(Some),
+        Some(("daemons", id)) => id.trim().parse().map(Others::Daemons).map(Some),
+        Some(_) => Err(NoDigestId),
     }
-}
-
-fn digest_of(text: &str, source: &str) -> Result<String, ArgsError> {
-    let digest = text.trim().strip_prefix("digest:").filter(|digest| digest.contains(':'));
-    digest.map(str::to_owned).ok_or_else(|| ArgsError::NoIdentity(source.to_owned()))
+    .map_err(|_: NoDigestId| ArgsError::NoOthers(source.to_owned()))?;
+    match lines.next() {
+        None => Ok((own.to_owned(), others)),
+        Some(_) => Err(ArgsError::NoOthers(source.to_owned())),
+    }
 }
 
 /// A duration as the command line writes it: `500ms`, `10s`, `5m`, `2h`, `7d`.
@@ -364,7 +375,7 @@ mod tests {
     #[track_caller]
     fn check(file: Option<&Path>, variable: Option<&str>, expected: Result<Option<&str>, &str>) {
         match (identity(file, variable.map(OsString::from)), expected) {
-            (Ok(found), Ok(expected)) => assert_eq!(found.as_deref(), expected),
+            (Ok(found), Ok(expected)) => assert_eq!(found.as_ref().map(|(digest, _)| digest.as_str()), expected),
             (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{error}"),
             (found, expected) => panic!("{found:?}, expected {expected:?}"),
         }
@@ -385,6 +396,19 @@ mod tests {
         check(None, Some("/nowhere"), Err("cannot read /nowhere"));
         std::fs::write(path, "ann").unwrap();
         check(Some(path), None, Err("does not hold digest:user:password"));
+    }
+
+    #[test]
+    fn the_others_are_named_without_their_password() {
+        let id = "ann:lK75jTNcA+U9vtVEw5vB51mj/w4=";
+        let others = |line: &str| identity_of(&format!("digest:me:secret\n{line}\n"), "f").map(|(_, others)| others);
+        let submitters = Others::Submitters(id.parse().unwrap(), &paths::OF_SUBMITTERS);
+        assert_eq!(others(&format!("submitters digest:{id}")).unwrap(), Some(submitters));
+        assert_eq!(others(&format!("daemons digest:{id}")).unwrap(), Some(Others::Daemons(id.parse().unwrap())));
+        assert_eq!(others("").unwrap(), None);
+        for wrong in ["submitters", "submitters digest:ann:secret", "friends digest:ann:x", &format!("daemons {id}")] {
+            assert!(others(wrong).unwrap_err().to_string().starts_with("the second line of f is not"), "{wrong}");
+        }
     }
 
     #[test]

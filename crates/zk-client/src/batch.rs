@@ -482,8 +482,9 @@ impl Work {
         // Only as it was created: what somebody else has written to is not touched.
         for marked in in_parallel(&marks, |(path, mark)| session.write(path, mark, Some(0))) {
             match marked {
-                // What is not marked goes when it is old enough.
-                Ok(_) | Err(Refusal::NoNode(_) | Refusal::BadVersion(_) | Refusal::Lost(_)) => {}
+                // What is not marked goes when it is old enough. Submitters may not write to it.
+                Ok(_)
+                | Err(Refusal::NoNode(_) | Refusal::BadVersion(_) | Refusal::Lost(_) | Refusal::NotAllowed(_)) => {}
                 Err(error) => log::warn!("cannot be removed: {error}"),
             }
         }

@@ -91,7 +91,7 @@ fn look(connection: &mut Connection) -> Result<(Vec<Finding>, bool), Error> {
             if live.is_some_and(|live| live.owner.is_none()) {
                 connection.sync(&session)?;
             }
-            survey(&session, connection.identity())
+            survey(&session, connection.has_rights())
         });
         match read {
             Ok((survey, mut findings)) => {
@@ -112,9 +112,11 @@ fn survey(session: &Session, identity: bool) -> Result<(Survey, Vec<Finding>), R
     let mut findings = Vec::new();
     for node in below(session, paths::ASSIGN)? {
         let assignments = below(session, &node.path)?;
+        survey.note_acls(session, identity, [&node].into_iter().chain(&assignments))?;
         survey.desks.push((node, assignments));
     }
     survey.keys = below(session, paths::KEYS)?;
+    survey.note_acls(session, identity, &survey.keys.clone())?;
     for portion in names(session, paths::TASKS)?.chunks(PORTION) {
         let read = in_parallel(portion, |path| task(session, path));
         for (path, read) in portion.iter().zip(read) {
@@ -132,6 +134,10 @@ fn survey(session: &Session, identity: bool) -> Result<(Survey, Vec<Finding>), R
     }
     survey.workers = below(session, paths::WORKERS)?;
     survey.live = below(session, paths::LIVE)?;
+    survey.note_acls(session, identity, &[survey.workers.clone(), survey.live.clone()].concat())?;
+    if let Some((data, stat)) = session.read("/", false)? {
+        survey.note_acls(session, identity, [&Znode { path: "/".to_owned(), data, stat }])?;
+    }
     for path in TOP {
         if let Some((data, stat)) = session.read(path, false)? {
             let node = Znode { path: path.to_owned(), data, stat };
@@ -152,8 +158,8 @@ impl Survey {
         nodes: impl IntoIterator<Item = &'a Znode>,
     ) -> Result<(), Refusal> {
         for node in nodes.into_iter().filter(|_| identity) {
-            if session.open_to_all(&node.path)? == Some(true) {
-                self.open_to_all.push((node.path.clone(), node.stat));
+            if session.is_protected(&node.path)? == Some(false) {
+                self.open.push((node.path.clone(), node.stat));
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use zk_session::{Event, Notify, OpenError, Session};
+use zk_session::{Event, Notify, OpenError, Others, Session};
 use znode_paths::{Instance, Live, LiveName, Role, TaskKeys, paths};
 
 use crate::{Error, output};
@@ -94,9 +94,14 @@ impl Connection {
         self.task_keys.as_ref()
     }
 
-    /// Whether all that is made is for one identity only.
-    pub(crate) fn identity(&self) -> bool {
-        self.config.digest.is_some()
+    /// Whether it is for us to say who may do what: under an identity that is not that of submitters.
+    pub(crate) fn has_rights(&self) -> bool {
+        self.config.digest.is_some() && !self.is_submitter()
+    }
+
+    /// Whether all that is made belongs to the daemons, who are another identity.
+    pub(crate) fn is_submitter(&self) -> bool {
+        matches!(self.config.others, Some(Others::Daemons(_)))
     }
 
     /// Where ZooKeeper is.
@@ -233,8 +238,11 @@ impl Connection {
         if session.id().is_some() {
             return session.sync();
         }
-        session.ensure(paths::LIVE)?;
         let name = LiveName { instance: self.instance, session: session.number() };
+        if self.is_submitter() {
+            return session.own(&format!("{}/{name}", paths::REQUESTS), b"").map(drop);
+        }
+        session.ensure(paths::LIVE)?;
         session.own(&paths::live(&name), &Live::new("", Role::Client, None).encode()).map(drop)
     }
 

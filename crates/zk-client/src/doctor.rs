@@ -50,13 +50,21 @@ pub(crate) struct Survey {
     pub(crate) tasks: BTreeMap<TaskName, Known>,
     /// A transaction later than all that was read.
     pub(crate) newest: i64,
-    /// The paths of znodes that anybody may write; looked for only under an identity.
-    pub(crate) open_to_all: Vec<(String, Stat)>,
+    /// The paths of znodes in which others have other rights than our identity gives; looked for only under one.
+    pub(crate) open: Vec<(String, Stat)>,
 }
 
 /// What the protocol knows in the root.
-pub(crate) const TOP: [&str; 7] =
-    [paths::MASTER, paths::EPOCH, paths::WORKERS, paths::TASKS, paths::ASSIGN, paths::LIVE, paths::KEYS];
+pub(crate) const TOP: [&str; 8] = [
+    paths::MASTER,
+    paths::EPOCH,
+    paths::WORKERS,
+    paths::TASKS,
+    paths::ASSIGN,
+    paths::LIVE,
+    paths::KEYS,
+    paths::REQUESTS,
+];
 
 macro_rules! classes {
     ($($class:ident $word:literal $meaning:literal)*) => {
@@ -88,7 +96,7 @@ macro_rules! classes {
 }
 
 classes! {
-    AclOpen "acl_open" "anybody may change it, though an identity is in use (--auth-file)"
+    AclOpen "acl_open" "its ACL is not what the identity in use gives to all that it makes (--auth-file)"
     AssignedTwice "assigned_twice" "its task is assigned to another worker as well, and both may run it"
     AssignmentFenced "assignment_fenced" "its fence is not that of /epoch, so its worker never starts it"
     AssignmentName "assignment_name" "its name is no task's, so nobody runs it"
@@ -297,7 +305,7 @@ pub(crate) fn examine(mut survey: Survey) -> Vec<Finding> {
         findings.extend(leaf(node));
     }
     let open = |(path, stat): &(String, Stat)| found(Class::AclOpen, path, Some(stat), Repair::Protect);
-    findings.extend(survey.open_to_all.iter().map(open));
+    findings.extend(survey.open.iter().map(open));
     findings
 }
 

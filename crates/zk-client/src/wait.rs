@@ -167,6 +167,14 @@ pub(crate) fn ask_to_stop(session: &Session, task: TaskName) -> Result<bool, zk_
     match session.create(&paths::cancel(&task), b"", Kind::Persistent) {
         Ok(_) | Err(zk_session::Error::NodeExists(_)) => Ok(true),
         Err(zk_session::Error::NoNode(_)) => Ok(false),
+        // Submitters may not write there: the primary does it for them.
+        Err(refused @ zk_session::Error::NotAllowed(_)) => {
+            match session.create(&paths::request(&task), b"", Kind::Persistent) {
+                Ok(_) | Err(zk_session::Error::NodeExists(_)) => Ok(true),
+                Err(zk_session::Error::NoNode(_)) => Err(refused),
+                Err(error) => Err(error),
+            }
+        }
         Err(error) => Err(error),
     }
 }

@@ -361,11 +361,21 @@ fn under_an_identity_nothing_is_open_to_all() {
     std::fs::write(file.path(), "digest:ann:secret").unwrap();
     let ann = ["--auth-file", file.path().to_str().unwrap()];
     tree.create("/live", "");
+    tree.create("/keys", "");
+    tree.create("/keys/k", "id");
+    tree.create("/assign/w", "");
     let open = tree.task("x");
+    tree.create(&format!("/tasks/{open}/attempt-1"), "lost");
+    tree.session.create("/workers/w", b"w:1", zk_session::Kind::Ephemeral).unwrap();
     tree.prints(&[&ann[..], &["submit", "y"]].concat(), 0);
     let found = findings(&tree, &ann, 1).into_keys();
-    let paths = ["/assign", "/live", "/tasks", &format!("/tasks/{open}"), "/workers"];
-    assert_eq!(found.collect::<Vec<_>>(), paths.map(|path| (path.to_owned(), "acl_open".to_owned())));
+    let mut paths = ["/", "/assign", "/assign/w", "/keys", "/keys/k", "/live", "/tasks", "/workers", "/workers/w"]
+        .map(str::to_owned)
+        .to_vec();
+    paths.extend([format!("/tasks/{open}"), format!("/tasks/{open}/attempt-1")]);
+    paths.sort();
+    let expected: Vec<_> = paths.iter().map(|path| (path.clone(), "acl_open".to_owned())).collect();
+    assert_eq!(found.collect::<Vec<_>>(), expected);
     let repaired = findings(&tree, &[&ann[..], &["--fix"]].concat(), 0);
     assert!(repaired.len() == paths.len() && repaired.values().all(|repaired| *repaired), "{repaired:?}");
     assert_eq!(tree.run(&["show", &open]).0, 125, "it is for ann only now");

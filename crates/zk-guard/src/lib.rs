@@ -267,7 +267,6 @@ fn start(life: u64, cgroup: Option<&Cgroup>, tx: &Sender<Message>) -> Result<(Ow
         command.arg0(program);
     }
     zk_cli::die_with_parent(&mut command);
-    zk_cli::restore_core_limit(&mut command);
     let pid = Pid::from_child(&command.spawn()?);
     // It starts nothing before it has found ZooKeeper.
     if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.add(pid.as_raw_nonzero().get())) {

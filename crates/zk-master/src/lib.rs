@@ -23,6 +23,7 @@ mod overview;
 mod page;
 pub mod plan;
 mod reading;
+mod requests;
 mod serve;
 pub mod state;
 pub mod tasks;
@@ -39,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use zk_guard::{Duties, Line, Side};
 use zk_http::{Listen, ListenError, Pulse, Ready, Unwell};
-use zk_session::{Change, Event, Notify, Opening, Session, SessionId};
+use zk_session::{Change, Event, Notify, Opening, Others, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
 pub use args::Args;
@@ -139,6 +140,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
     let instance = Instance::from_random(zk_cli::random());
     let Config { mut session, address, listen, retention } = config;
     log::info!("started address={address} listen={listen} instance={instance} zk={}", session.connect);
+    zk_cli::warn_without_identity(&session);
     session.witness = Some(Arc::new(guard.clone()));
     let session = Arc::new(session);
     let mut master = Master {
@@ -344,6 +346,11 @@ impl Master {
             Ok(Standing::Primary { fence }) => {
                 log::info!("primary fence={fence}");
                 self.pause = FIRST_PAUSE;
+                if self.submitters()
+                    && let Err(error) = requests::prepare(&session)
+                {
+                    return self.give_up(session, &error);
+                }
                 match self.watch_below(&session) {
                     Ok(below) => self.reign(session, Box::new(Reading::new(fence, below))),
                     Err(error) => self.give_up(session, &error),
@@ -383,6 +390,11 @@ impl Master {
         Ok(true)
     }
 
+    /// Whether submitters have an identity of their own.
+    fn submitters(&self) -> bool {
+        matches!(self.session.others, Some(Others::Submitters(..)))
+    }
+
     /// Reads, plans and writes once.
     fn reign(&mut self, session: Session, mut reading: Box<Reading>) -> State {
         reading.look_for_missing();
@@ -399,6 +411,9 @@ impl Master {
     fn pass(&self, session: &Session, reading: &mut Reading) -> Result<Pass, zk_session::Error> {
         if std::mem::take(&mut reading.stale.reign) && !election::reigns(session, reading.view.fence)? {
             return Ok(Pass::Deposed);
+        }
+        if self.submitters() && std::mem::take(&mut reading.stale.requests) {
+            requests::pass_on(session)?.into_iter().for_each(|task| reading.wrote_task(task));
         }
         reading.refresh(session)?;
         let mut plan = plan(&reading.view, self.retention);

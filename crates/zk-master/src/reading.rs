@@ -53,6 +53,8 @@ pub(crate) struct Stale {
     desks: BTreeSet<WorkerName>,
     assignments: BTreeSet<(WorkerName, TaskName)>,
     tasks: bool,
+    /// `/requests`.
+    pub(crate) requests: bool,
     /// What is below them.
     task: BTreeSet<TaskName>,
     /// All of them.
@@ -72,7 +74,7 @@ impl Reading {
     /// Nothing is read yet. `below` says whether there are watches on all below `/tasks` and `/assign`.
     pub(crate) fn new(fence: i64, below: bool) -> Self {
         let view = View { fence, ..View::default() };
-        let stale = Stale { census: true, assign: true, tasks: true, reign: true, ..Stale::default() };
+        let stale = Stale { census: true, assign: true, tasks: true, reign: true, requests: true, ..Stale::default() };
         Reading { view, stale, below, ..Reading::default() }
     }
 
@@ -135,6 +137,7 @@ impl Reading {
                 }
                 stale.assignments.insert((worker, task));
             }
+            Some(Place::Requests) => stale.requests = true,
             Some(Place::Tasks) => stale.tasks = true,
             Some(Place::Task(task)) => match change {
                 Change::Deleted => {

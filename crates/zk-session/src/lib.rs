@@ -29,6 +29,7 @@
 //! all, set the watches. Deliberately absent: reconnecting, caching, retries, multi, chroots of the `zookeeper` crate,
 //! its recipes and its per-call watchers (`_w`), which leak.
 
+mod acl;
 mod bulk;
 mod connect;
 mod error;
@@ -46,6 +47,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use acl::{DigestId, NoDigestId, Others};
 pub use connect::{ConnectString, ConnectStringError};
 pub use error::{Error, OpenError, Reason};
 pub use opening::{Opening, end_session, open_in_background};
@@ -65,6 +67,8 @@ pub struct Config {
     pub timeout: Duration,
     /// `user:password` of ZooKeeper's digest scheme; with it every znode made is for that identity only.
     pub digest: Option<String>,
+    /// Who else has rights in what is made; nothing for nobody. Of no effect without an identity.
+    pub others: Option<Others>,
     /// How to speak TLS; nothing for plain TCP.
     pub tls: Option<Tls>,
     /// Who is told of the sessions that have a node of their own.
@@ -74,7 +78,7 @@ pub struct Config {
 impl Config {
     /// For plain connections without an identity, of which nobody is told.
     pub fn new(connect: ConnectString, timeout: Duration) -> Config {
-        Config { connect, timeout, digest: None, tls: None, witness: None }
+        Config { connect, timeout, digest: None, others: None, tls: None, witness: None }
     }
 }
 

@@ -10,10 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
-use zookeeper::{
-    Acl, AddWatchMode, CreateMode, Permission, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper,
-};
+use zookeeper::{Acl, AddWatchMode, CreateMode, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
 
+use crate::acl::{self, Rights};
 use crate::bulk::{self, Answer, What};
 use crate::flow::Flow;
 use crate::relay::Relay;
@@ -134,7 +133,7 @@ struct Inner {
     control: Arc<Control>,
     connect: ConnectString,
     server: Server,
-    acl: Vec<Acl>,
+    rights: Rights,
     digest: Option<String>,
     flow: Flow,
     requests: AtomicU32,
@@ -196,6 +195,7 @@ enum Heartbeat {
 struct Own {
     path: String,
     data: Vec<u8>,
+    acl: Vec<Acl>,
     id: SessionId,
     /// When the last acknowledged write was sent.
     proved: Instant,
@@ -256,7 +256,7 @@ impl Control {
     }
 
     /// Sends a heartbeat every sixth of the timeout, until the session is over.
-    fn beat(&self, handle: &Weak<Handle>, acl: &[Acl]) {
+    fn beat(&self, handle: &Weak<Handle>) {
         loop {
             let Some(handle) = handle.upgrade() else { return };
             let own = match &lock(&self.life).heartbeat {
@@ -266,7 +266,7 @@ impl Control {
             let sent = Instant::now();
             let answer = match &own {
                 None => handle.zookeeper().exists("/", false).map(|_| None),
-                Some(own) => write_own(handle.zookeeper(), own, acl),
+                Some(own) => write_own(handle.zookeeper(), own),
             };
             drop(handle);
             let mut life = lock(&self.life);
@@ -311,11 +311,11 @@ impl Control {
 }
 
 /// Writes to the session's own node; makes it again where somebody deleted it. Returns the servers' clock.
-fn write_own(zookeeper: &ZooKeeper, own: &Own, acl: &[Acl]) -> ZkResult<Option<i64>> {
+fn write_own(zookeeper: &ZooKeeper, own: &Own) -> ZkResult<Option<i64>> {
     match zookeeper.set_data(&own.path, own.data.clone(), None) {
         Ok(stat) => Ok(Some(stat.mtime)),
         Err(ZkError::NoNode) => {
-            match zookeeper.create(&own.path, own.data.clone(), acl.to_vec(), CreateMode::Ephemeral) {
+            match zookeeper.create(&own.path, own.data.clone(), own.acl.clone(), CreateMode::Ephemeral) {
                 // No answer but these ends the session: its parent was deleted as well, and the write was a write.
                 Ok(_) | Err(ZkError::NoNode | ZkError::NodeExists) => Ok(None),
                 Err(error) => Err(error),
@@ -389,16 +389,12 @@ impl Session {
         let sockets = before.opened_since();
         drop(one_at_a_time);
         let handle = Arc::new(Handle(Some(zookeeper)));
-        let acl = match config.digest {
-            Some(_) => Acl::creator_all().clone(),
-            None => Acl::open_unsafe().clone(),
-        };
         let session = Session(Arc::new(Inner {
             handle,
             control: control.clone(),
             connect: config.connect.clone(),
             server,
-            acl: acl.clone(),
+            rights: Rights::of(config),
             digest: config.digest.clone(),
             flow: Flow::default(),
             requests: AtomicU32::new(0),
@@ -421,7 +417,7 @@ impl Session {
         control.armed.store(true, Ordering::SeqCst);
         lock(&control.life).last_answered = sent;
         let (beating, handle) = (control.clone(), Arc::downgrade(&session.0.handle));
-        spawn("zk-heartbeat", move || beating.beat(&handle, &acl))?;
+        spawn("zk-heartbeat", move || beating.beat(&handle))?;
         let monitoring = control.clone();
         spawn("zk-monitor", move || monitoring.monitor())?;
         let mut life = lock(&control.life);
@@ -490,7 +486,8 @@ impl Session {
             witness.owns(id, self.timeout());
             witness.proved(proved);
         }
-        let own = Own { path, data: data.to_vec(), id, proved, server_time: (stat.mtime_ms, Instant::now()) };
+        let acl = self.0.rights.at(&path);
+        let own = Own { path, data: data.to_vec(), acl, id, proved, server_time: (stat.mtime_ms, Instant::now()) };
         lock(&self.0.control.life).heartbeat = Heartbeat::Write(own);
         Ok(id)
     }
@@ -527,7 +524,7 @@ impl Session {
     pub fn sync(&self) -> Result<(), Error> {
         let own = self.with_own(Own::clone).ok_or_else(|| Error::NoNode("a node of the session's own".into()))?;
         let sent = Instant::now();
-        self.call(&own.path, own.data.len(), |zookeeper| write_own(zookeeper, &own, &self.0.acl))?;
+        self.call(&own.path, own.data.len(), |zookeeper| write_own(zookeeper, &own))?;
         if let Heartbeat::Write(own) = &mut lock(&self.0.control.life).heartbeat {
             own.proved = own.proved.max(sent);
         }
@@ -555,8 +552,8 @@ impl Session {
             Kind::Sequential => CreateMode::PersistentSequential,
         };
         let absolute = self.0.connect.absolute(path);
-        let created = self
-            .call(path, data.len(), |zookeeper| zookeeper.create(&absolute, data.to_vec(), self.0.acl.clone(), mode))?;
+        let acl = self.0.rights.at(&absolute);
+        let created = self.call(path, data.len(), |zookeeper| zookeeper.create(&absolute, data.to_vec(), acl, mode))?;
         Ok(self.0.connect.relative(&created))
     }
 
@@ -574,7 +571,7 @@ impl Session {
                 continue;
             }
             let created = self.call(part, 0, |zookeeper| {
-                zookeeper.create(part, Vec::new(), self.0.acl.clone(), CreateMode::Persistent)
+                zookeeper.create(part, Vec::new(), self.0.rights.at(part), CreateMode::Persistent)
             });
             match created {
                 Ok(_) | Err(Error::NodeExists(_)) => {}
@@ -704,14 +701,18 @@ impl Session {
         self.call(path, 0, |zookeeper| zookeeper.delete(&absolute, version))
     }
 
-    /// Whether anybody may do anything with a znode; `None` where there is none.
+    /// Whether a znode has the ACL that this session gives to what it makes; `None` where there is none. The root of all is not
+    /// ours, and as it should be in any case.
     ///
     /// # Errors
     /// [`Error::NotAllowed`], [`Error::Lost`].
-    pub fn open_to_all(&self, path: &str) -> Result<Option<bool>, Error> {
+    pub fn is_protected(&self, path: &str) -> Result<Option<bool>, Error> {
         let absolute = self.0.connect.absolute(path);
-        let acl = absent_is_none(self.call(path, 0, |zookeeper| zookeeper.get_acl(&absolute)))?;
-        Ok(acl.map(|(acl, _)| acl.iter().any(|entry| entry.scheme == "world" && entry.perms != Permission::READ)))
+        if absolute == "/" {
+            return Ok(Some(true));
+        }
+        let found = absent_is_none(self.call(path, 0, |zookeeper| zookeeper.get_acl(&absolute)))?;
+        Ok(found.map(|(found, _)| acl::same(&found, &self.0.rights.at(&absolute))))
     }
 
     /// Gives a znode the ACL that this session gives to what it makes.
@@ -720,7 +721,7 @@ impl Session {
     /// [`Error::NoNode`], [`Error::NotAllowed`], [`Error::Lost`].
     pub fn protect(&self, path: &str) -> Result<(), Error> {
         let absolute = self.0.connect.absolute(path);
-        self.call(path, 0, |zookeeper| zookeeper.set_acl(&absolute, self.0.acl.clone(), None)).map(drop)
+        self.call(path, 0, |zookeeper| zookeeper.set_acl(&absolute, self.0.rights.at(&absolute), None)).map(drop)
     }
 
     /// Deletes a znode and all that is below it, also what others create there meanwhile.

@@ -193,6 +193,7 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
         config.work_dir.display(),
         cgroup.as_ref().map_or(Path::new("none"), Cgroup::path).display(),
     );
+    zk_cli::warn_without_identity(&config.session);
     let (to_keeper, ended) = mpsc::channel();
     let (outputs, pulse) = (Arc::new(Outputs::new(&config.work_dir, to_keeper)), Pulse::default());
     keeper::start(&outputs, ended, config.keep).map_err(Error::Thread)?;

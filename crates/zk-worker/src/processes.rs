@@ -221,7 +221,6 @@ impl Processes {
             identity.assume(&mut command);
         }
         zk_cli::die_with_parent(&mut command);
-        zk_cli::restore_core_limit(&mut command);
         // The lock is held over the spawn, so that the leash cannot run out in between and miss this command; and so that
         // nobody reaps one that could not be executed but `spawn` itself.
         let mut state = self.shared.lock();

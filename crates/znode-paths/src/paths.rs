@@ -20,6 +20,16 @@ pub const LIVE: &str = "/live";
 /// The parent of the idempotency keys.
 pub const KEYS: &str = "/keys";
 
+/// The parent of what submitters ask for, who may not write below tasks. It is there where they have an identity of their own.
+pub const REQUESTS: &str = "/requests";
+/// Below these submitters make znodes.
+pub const OF_SUBMITTERS: [&str; 3] = [TASKS, KEYS, REQUESTS];
+
+/// `/requests/<task>`: to cancel that task.
+pub fn request(task: &TaskName) -> String {
+    format!("{REQUESTS}/{task}")
+}
+
 /// `/keys/<key>`: any text, its bytes outside of `A-Z a-z 0-9 - _ . :` written as `%` and two hexadecimal digits.
 ///
 /// ```
@@ -138,6 +148,8 @@ pub enum Place {
     Assignments(WorkerName),
     /// `/assign/<worker>/<task>`.
     Assignment(WorkerName, TaskName),
+    /// `/requests`.
+    Requests,
     /// `/live`.
     Live,
     /// `/live/<instance>-<n>`.
@@ -165,6 +177,7 @@ impl Place {
             ("assign", None, _) => Place::Assign,
             ("assign", Some(worker), None) => Place::Assignments(worker.parse().ok()?),
             ("assign", Some(worker), Some(task)) => Place::Assignment(worker.parse().ok()?, task.parse().ok()?),
+            ("requests", None, _) => Place::Requests,
             ("live", None, _) => Place::Live,
             ("live", Some(name), None) => Place::LiveNode(name.parse().ok()?),
             _ => return None,
@@ -195,6 +208,7 @@ mod tests {
             (ASSIGN.to_owned(), Place::Assign),
             (assignments(&name), Place::Assignments(name.clone())),
             (assignment(&name, &number), Place::Assignment(name.clone(), number)),
+            (REQUESTS.to_owned(), Place::Requests),
             (LIVE.to_owned(), Place::Live),
             (live(&node), Place::LiveNode(node)),
         ] {

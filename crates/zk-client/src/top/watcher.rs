@@ -122,7 +122,7 @@ impl Known {
                 self.stale.names = true;
             }
             Some(Place::Task(task) | Place::TaskChild(task, _)) => _ = self.stale.tasks.insert(task),
-            Some(Place::Epoch | Place::LiveNode(_)) | None => {}
+            Some(Place::Epoch | Place::Requests | Place::LiveNode(_)) | None => {}
         }
     }
 
