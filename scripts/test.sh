@@ -55,6 +55,21 @@ allow_skips() {
     fi
 }
 
+# Licences, sources and known holes of dependencies (deny.toml).
+check_dependencies() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        say "NOT HERE: licences and sources of dependencies are not checked: there is no cargo-deny (cargo install cargo-deny --locked)"
+        return
+    fi
+    step cargo deny --locked check licenses bans sources
+    # Nothing is fetched in a test: `cargo deny fetch` gets the database, and gets it anew.
+    if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs/*" >/dev/null; then
+        step cargo deny --locked --offline check advisories
+    else
+        say "NOT HERE: no known holes are looked for: there is no copy of the database of advisories (cargo deny fetch)"
+    fi
+}
+
 # The images of docker-compose.yml, which tests do not build by themselves.
 build_images() {
     step scripts/stand-ins.sh
@@ -92,6 +107,7 @@ main() {
     fi
     command -v promtool >/dev/null ||
         say "NOT HERE: the rules for alerts are not checked: there is no promtool (apt-get install prometheus)"
+    check_dependencies
     step cargo fmt --all --check
     step cargo clippy --workspace --all-targets --locked -- -D warnings
     RUSTDOCFLAGS=-Dwarnings step cargo doc --workspace --no-deps --locked

@@ -1,6 +1,6 @@
 //! The client: one request, and an answer that is known to be complete or not.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ fn ask(address: &str, target: &str, authorization: Option<&str>) -> io::Result<(
     let also = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
     let head = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n{also}Connection: close\r\n\r\n");
     socket.write_all(head.as_bytes())?;
-    let mut body = Body { socket, buffer: vec![0; BUFFER].into(), start: 0, end: 0, place: Place::Size };
+    let mut body = Body::new(socket);
     let (status, chunks) = body.read_head()?;
     Ok((status, chunks, body))
 }
@@ -94,8 +94,8 @@ fn connect(address: &str) -> io::Result<TcpStream> {
 
 /// An answer that comes in chunks.
 #[derive(Debug)]
-pub struct Body {
-    socket: TcpStream,
+pub struct Body<S = TcpStream> {
+    socket: S,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -129,6 +129,12 @@ impl Body {
     /// The time is zero.
     pub fn set_patience(&self, time: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(time))
+    }
+}
+
+impl<S: io::Read> Body<S> {
+    fn new(socket: S) -> Self {
+        Body { socket, buffer: vec![0; BUFFER].into(), start: 0, end: 0, place: Place::Size }
     }
 
     /// The next bytes.
@@ -218,6 +224,16 @@ impl Body {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+}
+
+/// Reads anything as an answer, to its end.
+pub(crate) fn decode(bytes: &[u8]) {
+    let mut body = Body::new(bytes);
+    match body.read_head() {
+        Ok((200, true)) => while let Ok(Piece::Bytes(_)) = body.read() {},
+        Ok(_) => _ = body.reason(),
+        Err(_) => {}
     }
 }
 

@@ -17,6 +17,16 @@ mod listen;
 mod pulse;
 mod server;
 
+/// Decodes anything as a request, and as an answer, for fuzz targets: it must not panic, whatever that is.
+#[doc(hidden)]
+pub fn decode(bytes: &[u8]) {
+    if let Ok(Some(request)) = Request::parse(bytes) {
+        request.query("offset");
+        request.segments();
+    }
+    client::decode(bytes);
+}
+
 pub use client::{Answer, Body, Piece, get};
 pub use head::Request;
 pub use listen::{Listen, ListenError, Unwell};

@@ -113,6 +113,15 @@ fn header(reply: &[u8]) -> io::Result<(i32, i32, &[u8])> {
     Ok((xid, code, input.0))
 }
 
+/// Reads anything as an answer of either kind, and as the first one of a connection: what fuzz targets call.
+pub(crate) fn decode(bytes: &[u8]) {
+    handshake::granted(bytes).ok();
+    let Ok((_, code, body)) = header(bytes) else { return };
+    for (code, what) in [(code, What::Data), (0, What::Data), (0, What::Children)] {
+        answer(what, code, body).ok();
+    }
+}
+
 fn answer(what: What, code: i32, body: &[u8]) -> io::Result<Answer> {
     let mut input = Input(body);
     Ok(match (code, what) {
@@ -188,11 +197,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_it_panic(reply in proptest::collection::vec(any::<u8>(), 0..120)) {
-            if let Ok((_, _, body)) = header(&reply) {
-                for what in [What::Data, What::Children] {
-                    answer(what, 0, body).ok();
-                }
-            }
+            decode(&reply);
         }
     }
 }

@@ -67,7 +67,8 @@ fn with_port(host: &str) -> Result<String, &'static str> {
         Some((name, port)) if !bracketed || name.ends_with(']') => (name, Some(port)),
         _ => (host, None),
     };
-    if name.is_empty() || (name.contains(':') && !(bracketed && name.ends_with(']'))) {
+    let closed = bracketed && name.ends_with(']');
+    if name.is_empty() || ((bracketed || name.contains(':')) && !closed) {
         return Err("an IPv6 address stands in brackets: [::1]:2181");
     }
     match port {
@@ -146,6 +147,7 @@ mod tests {
         check("a:port", Err("a port is not a number"));
         check("a:0", Err("a port is not a number"));
         check("::1:2181", Err("in brackets"));
+        check("[::1", Err("in brackets"));
         check("a:1/b/", Err("empty"));
         check("a:1//b", Err("empty"));
         check("a:1/../b", Err("'..'"));

@@ -85,10 +85,15 @@ fn connect(
     body.push(0); // not read-only
     connection.send(&body)?;
     let answer = connection.receive(LONGEST_ANSWER)?;
+    Ok((connection, granted(&answer)?))
+}
+
+/// The session timeout in a `ConnectResponse`; nothing where the session is refused.
+pub(crate) fn granted(answer: &[u8]) -> io::Result<Option<Duration>> {
     let granted = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
     // An answer too short to hold a session's id and password is no ConnectResponse.
     let granted = granted.filter(|_| answer.len() >= 36).ok_or_else(not_zookeeper)?;
-    Ok((connection, u64::try_from(granted).ok().filter(|&ms| ms > 0).map(Duration::from_millis)))
+    Ok(u64::try_from(granted).ok().filter(|&ms| ms > 0).map(Duration::from_millis))
 }
 
 fn request(opcode: i32) -> Vec<u8> {

@@ -58,6 +58,12 @@ pub use tls::{Tls, TlsError};
 #[cfg(panic = "abort")]
 compile_error!("the fence ends a thread of the zookeeper crate by unwinding: build with panic = \"unwind\"");
 
+/// Decodes anything as what a server says, for fuzz targets: it must not panic, whatever that is.
+#[doc(hidden)]
+pub fn decode(bytes: &[u8]) {
+    bulk::decode(bytes);
+}
+
 /// How to reach an ensemble.
 #[derive(Clone)]
 pub struct Config {
