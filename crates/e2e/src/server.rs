@@ -16,12 +16,13 @@ use std::{
 
 use rustix::process::Signal;
 use tempfile::TempDir;
+use zk_session::{Config, Tls};
 
 use crate::{
     Host, Issued, Port, Txn, janitor,
     joined::Part,
     process::{self, Process},
-    txnlog, wait, wait_for, wait_within,
+    tree, txnlog, wait, wait_for, wait_within,
 };
 
 /// Debian's packages `zookeeper` and `libslf4j-java`. The manifest of `zookeeper.jar` names what it needs itself, but not what
@@ -138,6 +139,9 @@ impl Server {
         let mut server = Server::launch(&setup, host, address, None, ports);
         server.secure = secure;
         server.wait_ready();
+        if let Some(secure) = &setup.secure {
+            server.wait_secure(secure);
+        }
         server
     }
 
@@ -183,8 +187,22 @@ impl Server {
             if let Some(status) = self.process.exited() {
                 panic!("ZooKeeper on {} ended ({status}):\n{}", self.address, self.log());
             }
-            self.mode()?;
-            self.secure.map_or(Ok(()), |port| self.connect(port).map(drop).map_err(|error| error.to_string()))
+            self.mode().map(|_| ())
+        });
+    }
+
+    /// Waits until its port with TLS answers a handshake, with whatever: the first one takes Java seconds on a busy machine.
+    #[track_caller]
+    fn wait_secure(&self, secure: &Secure) {
+        let authority = fs::read(&secure.authority).expect("the authority was written");
+        let tls = Tls::new(&authority, None, None).expect("it is an authority");
+        let connect = self.secure_connect_string().parse().expect("the harness makes good connect strings");
+        let config = Config { tls: Some(tls), ..Config::new(connect, Duration::from_secs(10)) };
+        wait_within(START_LIMIT, &format!("TLS of {}", config.connect), || match tree::open(&config, self.host()) {
+            Err(error) if ["answer", "refused"].iter().any(|lack| error.to_string().contains(lack)) => {
+                Err(error.to_string())
+            }
+            _ => Ok(()),
         });
     }
 

@@ -191,7 +191,7 @@ fn daemons_warn_once_that_nobody_is_kept_out() {
         daemon.wait_stderr("] connected ");
         assert_eq!(common::count(&daemon, warning), 1, "{}", daemon.stderr());
     }
-    for daemon in [bench.master("m:2223"), bench.worker("w")] {
+    for daemon in [bench.master("m:2223"), bench.worker("other")] {
         let daemon = daemon.env("ZK_AUTH", "digest:a:b").start();
         daemon.wait_stderr("] connected ");
         assert_eq!(common::count(&daemon, warning), 0, "{}", daemon.stderr());
