@@ -7,11 +7,11 @@ mod common;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use common::{Bench, Pair, SECOND, well};
+use common::{Bench, Pair, SECOND, kill_inner, well};
 use e2e::{Daemon, Port, daemon::Launch, wait_for};
 use zk_session::{Config, Notify, Session};
 use znode_paths::{OutputPath, RequestId, Stream, Task, TaskKeys, TaskMeta, TaskName, paths};
@@ -221,6 +221,29 @@ fn a_secret_is_neither_in_a_tasks_environment_nor_in_a_log() {
         assert!(!said.contains("zookeeper::"), "{who}: it would log all that is read and written");
     }
     well(&[&master, &worker]);
+}
+
+/// A process that keeps its memory to itself does not own its files below `/proc` any more, unless it is root's.
+#[test]
+fn a_worker_with_a_secret_that_is_not_root_runs_tasks_and_is_started_again() {
+    const NOBODY: u32 = 65_534;
+    let bench = Bench::shared("nobody");
+    let key = key_file(&bench, "key", KEY);
+    fs::create_dir_all(bench.path("work/w")).unwrap();
+    for path in [".", "work", "work/w", "key"] {
+        chown(bench.path(path), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let master = bench.master("m:2223").start();
+    let worker = bench.worker("w").args(["--task-key", &key]);
+    let worker = worker.under("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).start();
+    bench.tree.wait_worker("w");
+    let pair = Pair { bench, master, worker };
+    let run = |command: &str| client(&pair, KEY, &["run", "--", command]);
+    let first = run("id -u; sleep 1000 & (cat /proc/$PPID/environ /proc/$PPID/mem) 2>&1 | grep -c denied");
+    assert_eq!(first.stdout(), "65534\n2\n", "{}", first.stderr());
+    kill_inner(&pair.worker);
+    pair.worker.wait_stderr("starting it again");
+    assert_eq!(run("echo x").stdout(), "x\n", "{}", pair.worker.stderr());
 }
 
 /// A new key is put first in the workers' files, then in the clients'; then the old one goes.
