@@ -13,8 +13,8 @@ usage() {
 Usage: scripts/bench.sh [--quick] [--ensemble] [--json] [FIGURE...]
 
 Installs what is missing (apt-get; says so before), builds everything for release, starts ZooKeeper servers of its own on
-127.0.0.1, each transaction forced to the disk, and measures: throughput, latency, growth, takeover, workers, idle, size; or
-only those that are named. Beside each figure that has a goal stands the goal; docs/performance.md says what they mean.
+127.0.0.1, each transaction forced to the disk, and measures: throughput, latency, growth, takeover, workers, idle, size,
+capacity; or only those that are named. Beside each figure that has a goal stands the goal; docs/performance.md says what they mean.
 
   --quick      a tenth of everything: about two minutes, and noisier
   --ensemble   three ZooKeeper servers instead of one

@@ -173,6 +173,26 @@ fn what_a_frozen_worker_ran_is_dead_before_it_runs_elsewhere_and_the_worker_come
 }
 
 #[test]
+fn a_task_cancelled_while_its_worker_is_lost_ends_as_cancelled_and_does_not_start_again() {
+    let bench = Bench::shared("cancelled");
+    let master = master(&bench);
+    let first = bench.worker("a").args(["--session-timeout", "5s"]).start();
+    bench.tree.wait_worker("a");
+    let task = bench.tree.submit_with(&bench.tick("ticks", "never"), |_| ());
+    bench.wait_tick("ticks", 1);
+    let second = bench.worker("b").start();
+    bench.tree.wait_worker("b");
+    first.kill();
+    bench.tree.create(&paths::cancel(&task), "");
+    assert!(bench.tree.stat("/workers/a").is_some(), "nobody knows yet that it is dead");
+    let reason = bench.tree.expect(task, "cancelled").meta.and_then(|meta| meta.reason).unwrap_or_default();
+    assert!(reason.contains("its worker a was lost"), "{reason}");
+    assert!(bench.lines("ticks").iter().all(|line| line.starts_with("1 ")), "it did not start again");
+    bench.tree.wait_nothing_assigned();
+    well(&[&master, &second]);
+}
+
+#[test]
 fn a_task_whose_workers_are_lost_again_and_again_ends_as_lost() {
     let bench = Bench::shared("attempts");
     let master = master(&bench);

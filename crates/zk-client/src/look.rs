@@ -56,43 +56,71 @@ pub(crate) struct Masters {
 /// Reads a task and its status. One that is being removed is as good as gone.
 pub(crate) fn task(session: &Session, name: TaskName) -> Result<Option<TaskSeen>, Error> {
     let Some((data, stat)) = session.read(&paths::task(&name), false)? else { return Ok(None) };
-    let task = match Task::decode(&data) {
-        Err(DecodeError::Removed) => return Ok(None),
-        task => task.unwrap_or_else(|_| Task::plain(&String::from_utf8_lossy(&data))),
+    let Some(task) = decode(&data) else { return Ok(None) };
+    let status = match stat.children {
+        0 => None,
+        _ => session.read(&paths::status(&name), false)?.map(|(data, _)| Status::decode(&data)),
     };
-    let status = status(session, name, stat)?;
     Ok(Some(TaskSeen { name, czxid: stat.czxid, submitted_ms: stat.ctime_ms, task, status }))
 }
 
-/// Reads the status of a task; without a request where the task has nothing below it.
-fn status(session: &Session, name: TaskName, stat: Stat) -> Result<Option<Status>, Error> {
-    if stat.children == 0 {
-        return Ok(None);
+/// What is to be run; `None` where it is being removed.
+fn decode(data: &[u8]) -> Option<Task> {
+    match Task::decode(data) {
+        Err(DecodeError::Removed) => None,
+        task => Some(task.unwrap_or_else(|_| Task::plain(&String::from_utf8_lossy(data)))),
     }
-    Ok(session.read(&paths::status(&name), false)?.map(|(data, _)| Status::decode(&data)))
 }
 
 /// Reads all tasks, in the order of their names, without the output of their commands.
 pub(crate) fn tasks(session: &Session) -> Result<Vec<TaskSeen>, Error> {
-    let names: BTreeSet<TaskName> = names(session, paths::TASKS)?;
-    each(&names, |name| {
-        let mut seen = task(session, *name)?;
-        // Ten thousand of these are 1.3 GB.
-        if let Some(meta) = seen.as_mut().and_then(|seen| seen.status.as_mut()?.meta.as_mut()) {
-            (meta.stdout, meta.stderr) = (None, None);
-        }
-        Ok(seen)
-    })
+    let names = all_tasks(session)?;
+    let read = session.read_each(&task_paths(&names), |read| {
+        let (data, stat) = read?;
+        Some((decode(&data)?, stat))
+    })?;
+    let there = names.into_iter().zip(read).filter_map(|(name, read)| Some((name, read?)));
+    let there: Vec<(TaskName, (Task, Stat))> = there.collect();
+    let mut statuses = statuses(session, there.iter().map(|(name, (_, stat))| (*name, *stat)))?;
+    let seen = |(name, (task, stat)): (TaskName, (Task, Stat))| {
+        let status = statuses.remove(&name);
+        TaskSeen { name, czxid: stat.czxid, submitted_ms: stat.ctime_ms, task, status }
+    };
+    Ok(there.into_iter().map(seen).collect())
 }
 
 /// Reads how all tasks ended: name, czxid and the word, if any.
 pub(crate) fn outcomes(session: &Session) -> Result<Vec<(TaskName, i64, Option<Outcome>)>, Error> {
-    let names: BTreeSet<TaskName> = names(session, paths::TASKS)?;
-    each(&names, |name| {
-        let Some(stat) = session.stat(&paths::task(name), false)? else { return Ok(None) };
-        let status = status(session, *name, stat)?;
-        Ok(Some((*name, stat.czxid, status.map(|status| status.outcome))))
-    })
+    let names = all_tasks(session)?;
+    let stats = session.read_each(&task_paths(&names), |read| read.map(|(_, stat)| stat))?;
+    let there: Vec<(TaskName, Stat)> = names.into_iter().zip(stats).filter_map(|(n, stat)| Some((n, stat?))).collect();
+    let mut statuses = statuses(session, there.iter().copied())?;
+    Ok(there.into_iter().map(|(n, stat)| (n, stat.czxid, statuses.remove(&n).map(|status| status.outcome))).collect())
+}
+
+fn all_tasks(session: &Session) -> Result<Vec<TaskName>, Error> {
+    Ok(names::<TaskName>(session, paths::TASKS)?.into_iter().collect())
+}
+
+fn task_paths(names: &[TaskName]) -> Vec<String> {
+    names.iter().map(paths::task).collect()
+}
+
+/// Reads the statuses of tasks, those that have one, without the output of their commands: ten thousand of these are 1.3 GB.
+fn statuses(
+    session: &Session,
+    tasks: impl Iterator<Item = (TaskName, Stat)>,
+) -> Result<BTreeMap<TaskName, Status>, Error> {
+    let names: Vec<TaskName> = tasks.filter(|(_, stat)| stat.children > 0).map(|(name, _)| name).collect();
+    let paths: Vec<String> = names.iter().map(paths::status).collect();
+    let read = session.read_each(&paths, |read| {
+        let mut status = Status::decode(&read?.0);
+        if let Some(meta) = &mut status.meta {
+            (meta.stdout, meta.stderr) = (None, None);
+        }
+        Some(status)
+    })?;
+    Ok(names.into_iter().zip(read).filter_map(|(name, status)| Some((name, status?))).collect())
 }
 
 /// Reads a task and all that is below it.

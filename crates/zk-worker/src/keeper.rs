@@ -72,19 +72,17 @@ fn keep_house(
     in_hand: &impl Fn(Start) -> bool,
 ) -> io::Result<()> {
     let mut trash = Trash::open(work_dir)?;
-    let mut shelf = Shelf::default();
-    for entry in std::fs::read_dir(work_dir)?.flatten() {
-        let folder = entry.file_name().to_str().and_then(|name| name.parse::<FolderName>().ok());
-        if let Some(folder) = folder.filter(|folder| folder.aside.is_some() || !in_hand(folder.start)) {
-            shelf.add(folder, last_change(&entry.path()), size(&entry.path()));
-        }
-    }
+    let mut shelf = look_over(work_dir, in_hand)?;
     loop {
         while let Some(folder) = shelf.take_surplus(now_ms(), keep) {
             log::debug!("removing folder={folder}");
             trash.take(&folder.to_string());
         }
         trash.empty();
+        if shelf.is_used_up() {
+            shelf = look_over(work_dir, in_hand)?;
+            continue;
+        }
         let wait = shelf.next_ms(keep).map(|at| Duration::from_millis(at.saturating_sub(now_ms())));
         let first = match ended.recv_timeout(wait.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)) {
             Ok(start) => Some(start),
@@ -100,6 +98,18 @@ fn keep_house(
             }
         }
     }
+}
+
+/// Looks at all that is in the work dir.
+fn look_over(work_dir: &Path, in_hand: &impl Fn(Start) -> bool) -> io::Result<Shelf> {
+    let mut shelf = Shelf::default();
+    for entry in std::fs::read_dir(work_dir)?.flatten() {
+        let folder = entry.file_name().to_str().and_then(|name| name.parse::<FolderName>().ok());
+        if let Some(folder) = folder.filter(|folder| folder.aside.is_some() || !in_hand(folder.start)) {
+            shelf.add(folder, last_change(&entry.path()), size(&entry.path()));
+        }
+    }
+    Ok(shelf)
 }
 
 fn touch(path: &Path) {
@@ -165,22 +175,43 @@ impl std::fmt::Display for FolderName {
     }
 }
 
-/// What is kept: oldest first, with its size. Pure.
+/// So many folders are known by name; of the others, which are younger, the work dir itself knows.
+const KNOWN: usize = 1024;
+
+/// What is kept: how much it is, and what goes first. Pure.
 #[derive(Debug, Default)]
 struct Shelf {
-    folders: BTreeMap<(u64, FolderName), u64>,
+    /// The oldest, each with its size.
+    oldest: BTreeMap<(u64, FolderName), u64>,
+    /// How many others there are.
+    others: usize,
+    /// The size of all.
     bytes: u64,
 }
 
 impl Shelf {
     fn add(&mut self, folder: FolderName, ended_ms: u64, bytes: u64) {
-        let before = self.folders.insert((ended_ms, folder), bytes).unwrap_or(0);
-        self.bytes = self.bytes - before + bytes;
+        self.bytes += bytes;
+        let key = (ended_ms, folder);
+        if self.others > 0 && self.oldest.last_key_value().is_none_or(|(youngest, _)| key > *youngest) {
+            self.others += 1;
+            return;
+        }
+        self.bytes -= self.oldest.insert(key, bytes).unwrap_or(0);
+        if self.oldest.len() > KNOWN {
+            self.oldest.pop_last();
+            self.others += 1;
+        }
+    }
+
+    /// Whether it has to be looked which ones are the oldest.
+    fn is_used_up(&self) -> bool {
+        self.oldest.is_empty() && self.others > 0
     }
 
     /// Takes out the oldest if it is too old, or if all take too much.
     fn take_surplus(&mut self, now_ms: u64, keep: Keep) -> Option<FolderName> {
-        let oldest = self.folders.first_entry()?;
+        let oldest = self.oldest.first_entry()?;
         let age = now_ms.saturating_sub(oldest.key().0);
         if u128::from(age) < keep.age.as_millis() && self.bytes <= keep.bytes {
             return None;
@@ -192,7 +223,7 @@ impl Shelf {
 
     /// When the next one will be too old.
     fn next_ms(&self, keep: Keep) -> Option<u64> {
-        let ((oldest, _), _) = self.folders.first_key_value()?;
+        let ((oldest, _), _) = self.oldest.first_key_value()?;
         Some(oldest.saturating_add(u64::try_from(keep.age.as_millis()).unwrap_or(u64::MAX)))
     }
 }
@@ -366,6 +397,26 @@ mod tests {
         assert_eq!(shelf.take_surplus(0, keep(2001, 19)), None, "the clock was set back");
         assert_eq!(shelf.take_surplus(u64::MAX, keep(2001, 19)), Some(folder(3)));
         assert_eq!((shelf.take_surplus(u64::MAX, keep(0, 0)), shelf.next_ms(keep(0, 0))), (None, None));
+    }
+
+    #[test]
+    fn of_however_many_the_oldest_are_known_and_the_size_of_all() {
+        let mut shelf = Shelf::default();
+        let number = |number: usize| u32::try_from(number).unwrap();
+        // In an order that has nothing to do with their age.
+        for at in 0..3 * KNOWN {
+            let age = at * 7 % (3 * KNOWN);
+            shelf.add(folder(number(age)), age as u64, 10);
+        }
+        let (nothing, all) = (Keep { age: Duration::ZERO, bytes: 0 }, Keep { age: Duration::MAX, bytes: u64::MAX });
+        assert_eq!((shelf.oldest.len(), shelf.bytes), (KNOWN, 30 * KNOWN as u64));
+        assert_eq!(shelf.take_surplus(u64::MAX, all), None);
+        for age in 0..KNOWN {
+            assert!(!shelf.is_used_up());
+            assert_eq!(shelf.take_surplus(u64::MAX, nothing), Some(folder(number(age))));
+        }
+        assert!(shelf.is_used_up());
+        assert_eq!((shelf.take_surplus(u64::MAX, nothing), shelf.bytes), (None, 20 * KNOWN as u64));
     }
 
     #[test]

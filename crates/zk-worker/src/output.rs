@@ -162,10 +162,14 @@ impl Folder {
 
     /// Makes all of it, or nothing: on a full disk what is half made would take the room that is needed for the next.
     fn make(outputs: &Arc<Outputs>, start: Start, path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(&outputs.work_dir)?;
         let mut in_hand = outputs.in_hand();
         let new_folder = || fs::DirBuilder::new().mode(0o700).create(path);
         match new_folder() {
+            // Somebody deleted the work dir.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&outputs.work_dir)?;
+                new_folder()?;
+            }
             // Of another ensemble that counted likewise, or of an assignment made by hand that is started once more.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 set_aside(path)?;

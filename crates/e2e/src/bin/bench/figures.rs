@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use zk_session::{Event, Kind};
 use znode_paths::paths;
 
+use crate::capacity::Installation;
 use crate::load::{self, Players, per_second};
 use crate::report::{Goal, Report};
 use crate::{Scale, Zk};
@@ -18,7 +19,7 @@ use crate::{Scale, Zk};
 type Measure = fn(&Zk, Scale, &mut Report);
 
 /// All of them, in the order in which they are measured.
-pub(crate) const ALL: [(&str, Measure); 7] = [
+pub(crate) const ALL: [(&str, Measure); 8] = [
     ("throughput", throughput),
     ("latency", latency),
     ("growth", growth),
@@ -26,6 +27,7 @@ pub(crate) const ALL: [(&str, Measure); 7] = [
     ("workers", workers),
     ("idle", idle),
     ("size", size),
+    ("capacity", capacity),
 ];
 
 /// Longer than anything here takes.
@@ -94,12 +96,13 @@ fn throughput(zk: &Zk, scale: Scale, report: &mut Report) {
         let _workers = [worker(&chroot, "w1", "4", &dir), worker(&chroot, "w2", "4", &dir)];
         let file = dir.path().join("commands");
         fs::write(&file, "true\n".repeat(count)).expect("a file can be written");
-        let began = Instant::now();
+        let (asked, began) = (Asked::of(zk), Instant::now());
         let batch = Daemon::named("zk-client").args(["--zk", &chroot, "batch"]).arg(&file).start();
         let status = batch.wait_exit(LIMIT);
         let rate = per_second(count, began);
         assert!(status.success(), "{}", batch.stderr());
         assert_eq!(batch.stdout().lines().count(), count, "a line for each task");
+        asked.report(zk, count, report);
         let after = floor();
         let (forks, creates) = ((before.0 + after.0) / 2.0, (before.1 + after.1) / 2.0);
         let floor = 1.0 / (1.0 / forks + 6.0 / creates);
@@ -256,14 +259,46 @@ fn workers(zk: &Zk, scale: Scale, report: &mut Report) {
     report.add_with_goal("assignments, many workers against few", many / few, "", Goal::AtLeast(0.75));
 }
 
-/// Packets that the servers have received from clients, without those by which they are asked that.
-fn packets(zk: &Zk) -> f64 {
-    let received = |server: &&e2e::Server| {
+/// A number that the servers count, of all of them together.
+fn counted(zk: &Zk, what: &str) -> f64 {
+    let of = |server: &&e2e::Server| {
         let answer = server.four_letter("mntr").expect("the server serves");
-        let line = answer.lines().find_map(|line| line.strip_prefix("zk_packets_received\t"));
+        let line = answer.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix('\t'));
         line.and_then(|number| number.trim().parse::<f64>().ok()).expect("mntr counts packets")
     };
-    zk.servers().iter().map(received).sum()
+    zk.servers().iter().map(of).sum()
+}
+
+/// Packets that the servers have received from clients, without those by which they are asked that.
+fn packets(zk: &Zk) -> f64 {
+    counted(zk, "zk_packets_received")
+}
+
+/// What the servers had been asked and told at some time.
+struct Asked {
+    received: f64,
+    sent: f64,
+    zxid: i64,
+}
+
+impl Asked {
+    fn of(zk: &Zk) -> Self {
+        let answer = zk.servers()[0].four_letter("srvr").expect("the server serves");
+        let zxid = answer.lines().find_map(|line| line.strip_prefix("Zxid: 0x"));
+        let zxid = zxid.and_then(|zxid| i64::from_str_radix(zxid.trim(), 16).ok()).expect("srvr says the last zxid");
+        Asked { received: packets(zk), sent: counted(zk, "zk_packets_sent"), zxid }
+    }
+
+    /// What it was since then, for each of so many tasks.
+    fn report(&self, zk: &Zk, tasks: usize, report: &mut Report) {
+        let now = Asked::of(zk);
+        #[expect(clippy::cast_precision_loss, reason = "counts of a measurement")]
+        let (tasks, writes) = (tasks as f64, (now.zxid - self.zxid) as f64);
+        let received = now.received - self.received;
+        report.add("writes a task", writes / tasks, "");
+        report.add("reads and heartbeats a task", (received - writes) / tasks, "");
+        report.add("notifications a task", (now.sent - self.sent - received) / tasks, "");
+    }
 }
 
 fn idle(zk: &Zk, scale: Scale, report: &mut Report) {
@@ -306,6 +341,34 @@ fn resident(pid: u32) -> f64 {
 
 fn inner(daemon: &Daemon) -> u32 {
     daemon.guarded().expect("it runs").as_raw_nonzero().get().unsigned_abs()
+}
+
+/// What the arithmetic of docs/performance.md says of this ensemble, and what a simulation of it makes of that.
+fn capacity(zk: &Zk, scale: Scale, report: &mut Report) {
+    let count = scale.of(20_000);
+    let writes = creates(zk, count);
+    let reads = load::rate(&zk.chroot("raw"), 4, count, |session, _| {
+        session.stat("/", false).expect("the server serves");
+    });
+    report.add("raw writes", writes, "1/s");
+    report.add("raw reads", reads, "1/s");
+    let install = Installation { writes, reads, slots: 10_000, runs: 1.0 };
+    report.add("tasks that this ensemble sustains, computed", install.most(), "1/s");
+    for part in [0.5, 0.9, 1.2] {
+        let sustained = install.simulate(install.most() * part, 100_000, 1);
+        let percent = part * 100.0;
+        report.add(format!("simulated at {percent} % of that: ended"), sustained.rate, "1/s");
+        report.add(
+            format!("simulated at {percent} %: delay beside the run, p50"),
+            (sustained.p50 - 1.0) * 1000.0,
+            "ms",
+        );
+        report.add(
+            format!("simulated at {percent} %: delay beside the run, p99"),
+            (sustained.p99 - 1.0) * 1000.0,
+            "ms",
+        );
+    }
 }
 
 fn size(zk: &Zk, scale: Scale, report: &mut Report) {

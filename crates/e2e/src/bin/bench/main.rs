@@ -2,6 +2,7 @@
 //!
 //! Usage: `bench [--quick] [--ensemble] [--json] [FIGURE...]`. Nothing here asserts; the goals stand beside what was measured.
 
+mod capacity;
 mod figures;
 mod load;
 mod report;
