@@ -48,7 +48,7 @@ pub use netns::{Host, Hosts};
 pub use port::Port;
 pub use rustix::process::Signal;
 pub use server::{Ensemble, Secure, Server, Setup};
-pub use tree::Tree;
+pub use tree::{Picture, Tree};
 pub use txnlog::{Txn, TxnKind};
 pub use wait::{stays, wait_for, wait_within};
 pub use wire::{Request, Wire};

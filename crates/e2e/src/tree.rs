@@ -1,6 +1,7 @@
 //! A look at the tree, and hands that change it: on a session of `zk-session`, which is not one of a daemon's.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -216,15 +217,26 @@ impl Tree {
 
     /// What a panic shows of the tree.
     #[track_caller]
-    pub fn picture(&self) -> String {
-        let unfinished = |name: &&String| self.stat(&format!("/tasks/{name}/status")).is_none();
-        let tasks = self.children(paths::TASKS);
-        let unfinished: Vec<String> = tasks.iter().filter(unfinished).take(10).cloned().collect();
-        format!(
+    pub fn picture(&self) -> Picture<'_> {
+        Picture(self)
+    }
+}
+
+/// What stands in a tree: read when it is displayed, request by request.
+pub struct Picture<'a>(&'a Tree);
+
+impl fmt::Display for Picture<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Picture(tree) = self;
+        let unfinished = |name: &&String| tree.stat(&format!("/tasks/{name}/status")).is_none();
+        let tasks = tree.children(paths::TASKS);
+        let unfinished: Vec<&String> = tasks.iter().filter(unfinished).take(10).collect();
+        write!(
+            f,
             "master {:?}, workers {:?}, assigned {:?}, {} tasks, unfinished: {unfinished:?}",
-            self.text(paths::MASTER),
-            self.children(paths::WORKERS),
-            self.assigned(),
+            tree.text(paths::MASTER),
+            tree.children(paths::WORKERS),
+            tree.assigned(),
             tasks.len(),
         )
     }

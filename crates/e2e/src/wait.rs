@@ -1,6 +1,7 @@
 //! Waiting by asking: never for a time, always for a state.
 
 use std::{
+    fmt::Display,
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -11,15 +12,16 @@ const POLL: Duration = Duration::from_millis(20);
 /// How long [`wait_for`] asks: far longer than anything takes on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Asks until `check` gives `Ok`, and panics after 30 s with the last `Err`: what was seen instead of `what`.
+/// Asks until `check` gives `Ok`, and panics after 30 s with the last `Err`: what was seen instead of `what`. It may cost
+/// something to display that, for that is done only then.
 #[track_caller]
-pub fn wait_for<T>(what: &str, check: impl FnMut() -> Result<T, String>) -> T {
+pub fn wait_for<T, S: Display>(what: &str, check: impl FnMut() -> Result<T, S>) -> T {
     wait_within(LIMIT, what, check)
 }
 
 /// [`wait_for`] with a limit of its own: for what is promised within a time.
 #[track_caller]
-pub fn wait_within<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+pub fn wait_within<T, S: Display>(limit: Duration, what: &str, mut check: impl FnMut() -> Result<T, S>) -> T {
     let start = Instant::now();
     loop {
         match check() {

@@ -62,7 +62,7 @@ fn a_worker_and_client_played_by_hand_are_served_by_our_master() {
     says(&hand, r#"create -s /tasks/task- "cmd""#, "Created /tasks/task-0000000000");
     says(&hand, r#"create -e /workers/hand "hand:2224""#, "Created /workers/hand");
     // Without its node below /assign nothing can be assigned to it, and that is no harm.
-    stays("waiting", SECOND / 2, || if tree.assigned().is_empty() { Ok(()) } else { Err(tree.picture()) });
+    stays("waiting", SECOND / 2, || if tree.assigned().is_empty() { Ok(()) } else { Err(tree.picture().to_string()) });
     says(&hand, r#"create /assign/hand """#, "Created /assign/hand");
     hand.run("ls -w /assign/hand");
     wait_for("the first assignment", || {
@@ -156,7 +156,7 @@ fn a_worker_by_hand_that_is_away_for_a_moment_keeps_its_task() {
     for _ in 0..3 {
         hand(false);
         hand(true);
-        stays("assigned", SECOND / 2, || if assigned() { Ok(()) } else { Err(tree.picture()) });
+        stays("assigned", SECOND / 2, || if assigned() { Ok(()) } else { Err(tree.picture().to_string()) });
     }
     assert_eq!(tree.stat(&format!("/assign/hand/{task}")).unwrap().czxid, fence, "the same assignment");
     tree.create(&paths::status(&task), "done");

@@ -31,9 +31,10 @@ fn used(pid: i32) -> Use {
     }
 }
 
-/// So many tasks in each batch. The allocator has what it keeps for later after the first of them.
+/// So many tasks in each batch. The allocator has what it keeps for later, for each of the threads that there may be at once,
+/// after the first of them; and the worker knows as many kept folders by name as it ever does.
 const BATCH: usize = 250;
-const FIRST: usize = 8;
+const FIRST: usize = 16;
 
 /// So many batches more, unless the environment says otherwise. What is kept of a task makes every batch grow, the allocator
 /// now and then: so the median tells the one from the other, with far fewer than 10,000 tasks.

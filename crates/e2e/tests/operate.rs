@@ -101,7 +101,7 @@ fn what_is_removed_is_gone_for_readers_and_stays_for_those_that_wait_for_it() {
     let master = bench.master("m:2223").start();
     // Nobody may run the second one yet, so the first one is needed.
     stays("the first one", SECOND / 2, || {
-        bench.tree.stat(&paths::status(&first)).map(drop).ok_or_else(|| bench.tree.picture())
+        bench.tree.stat(&paths::status(&first)).map(drop).ok_or_else(|| bench.tree.picture().to_string())
     });
     let worker = bench.worker("w").start();
     bench.tree.expect(second, "done");

@@ -39,7 +39,7 @@ fn without_workers_tasks_wait_and_go_as_soon_as_one_comes() {
     let tasks: Vec<_> = (0..3).map(|i| bench.tree.submit(&bench.note("runs", &i.to_string()))).collect();
     stays("waiting", SECOND, || {
         let there = tasks.iter().filter(|task| bench.tree.status(**task).is_some()).count();
-        if there == 0 && bench.tree.assigned().is_empty() { Ok(()) } else { Err(bench.tree.picture()) }
+        if there == 0 && bench.tree.assigned().is_empty() { Ok(()) } else { Err(bench.tree.picture().to_string()) }
     });
     let came = Instant::now();
     let worker = bench.worker("w").start();

@@ -29,7 +29,7 @@ pub(crate) struct Installation {
 /// What came of a simulation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sustained {
-    /// Tasks ended a second, in the second half.
+    /// Tasks ended a second, from when the first came until the last ended.
     pub(crate) rate: f64,
     /// From submission to status in the second half, in seconds: the median and the 99th of 100.
     pub(crate) p50: f64,
@@ -93,9 +93,9 @@ impl Installation {
         let half = count / 2;
         let mut took: Vec<f64> = (half..count).map(|task| ended[task] - came[task]).collect();
         took.sort_by(f64::total_cmp);
-        ended.sort_by(f64::total_cmp);
+        let last = ended.iter().copied().max_by(f64::total_cmp).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "a number of tasks")]
-        let rate = (count - half) as f64 / (ended[count - 1] - ended[half - 1]);
+        let rate = count as f64 / last;
         Sustained { rate, p50: took[took.len() / 2], p99: took[took.len() * 99 / 100] }
     }
 }
