@@ -10,7 +10,15 @@ source scripts/lib.sh
 
 need_cargo
 # Whoever only asks what it does gets nothing installed.
-[[ " $* " == *' --help '* || " $* " == *' -h '* ]] || install_missing linker zookeeper namespaces
+case " $* " in
+    *' --help '* | *' -h '*) ;;
+    *' --docker '*)
+        install_missing linker
+        need_docker
+        build_images
+        ;;
+    *) install_missing linker zookeeper namespaces ;;
+esac
 say "building"
 cargo build --quiet --release --locked -p zk-master -p zk-worker -p e2e
 # None of the daemons' own variables may leak into those that are started.

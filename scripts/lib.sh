@@ -65,6 +65,18 @@ compose() {
     if docker compose version >/dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi
 }
 
+# build_images: those of docker-compose.yml, which no test builds by itself. One after the other, and each has the layers of
+# those before.
+build_images() {
+    scripts/stand-ins.sh || return
+    local service
+    for service in master1 worker1 client; do
+        say "building the image of $service"
+        compose build --quiet "$service" || return
+    done
+    export E2E_DOCKER=built
+}
+
 # "sudo " when a command needs it, for messages and for running.
 as_root() { ((EUID == 0)) || printf 'sudo '; }
 

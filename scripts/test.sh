@@ -70,16 +70,6 @@ check_dependencies() {
     fi
 }
 
-# The images of docker-compose.yml, which tests do not build by themselves.
-build_images() {
-    step scripts/stand-ins.sh
-    # One after the other, and each has the layers of those before.
-    for service in master1 worker1 client; do
-        step compose build --quiet "$service"
-    done
-    export E2E_DOCKER=built
-}
-
 main() {
     case ${1:-} in
         -h | --help)
@@ -91,7 +81,7 @@ main() {
             need_cargo
             install_missing linker
             need_docker
-            build_images
+            step build_images
             step cargo build --workspace --locked
             exec cargo test --locked -p e2e --test containers --test package "$@" -- --nocapture
             ;;
@@ -120,7 +110,7 @@ main() {
     if (($#)); then
         say "NOT NOW: the cluster in containers is tested without arguments, or with --docker"
     elif docker info >/dev/null 2>&1 && compose version >/dev/null 2>&1; then
-        build_images
+        step build_images
     else
         say "NOT HERE: the cluster in containers is not tested: no Docker engine answers, or there is no docker-compose"
     fi

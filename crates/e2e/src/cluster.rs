@@ -1,30 +1,19 @@
 //! A whole cluster: three ZooKeeper servers, masters, workers, each on a host of its own where namespaces can be had, and on
 //! the loopback address otherwise; tasks that leave [`evidence`]; and what there is to break.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, mpsc},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, io, path::Path, time::Duration};
 
-use rustix::{
-    process::{Signal, kill_process},
-    time::{ClockId, clock_gettime},
-};
+use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
-use zk_session::{Config, Kind, Session};
-use znode_paths::{Task, TaskMeta, TaskName, paths};
+use znode_paths::{TaskName, paths};
 
 use crate::{
-    Daemon, Ensemble, Host, Hosts, Server, Tree,
-    daemon::{self, Launch},
-    evidence::{self, History, Run, Verdict},
+    Daemon, Ensemble, Host, Hosts, Server, Workload,
+    daemon::Launch,
+    evidence::{self, History, Verdict},
     janitor,
     joined::{self, Part},
-    process::lock,
-    tree, wait, wait_for, wait_within,
+    wait_for,
 };
 
 /// How large a cluster is.
@@ -54,11 +43,8 @@ pub struct Cluster {
     pub workers: Vec<Member>,
     /// The servers.
     pub ensemble: Ensemble,
-    /// A look from a host that nothing happens to.
-    pub tree: Tree,
-    zk: String,
-    evidence: PathBuf,
-    observer: Option<Host>,
+    /// Its tasks, submitted from a host that nothing happens to.
+    pub load: Workload,
     /// Why there are no links to cut, if so.
     lack: Option<String>,
     // Dropped last: what runs in them is gone by then.
@@ -86,8 +72,6 @@ impl Cluster {
     #[track_caller]
     pub fn start(shape: &Shape) -> Cluster {
         let dir = TempDir::new_in(janitor::workshop()).expect("a temporary directory can be made");
-        let evidence = dir.path().join("evidence");
-        fs::write(&evidence, "").expect("a file can be written");
         // One for each server and daemon, and one to look from.
         let (hosts, lack) = match Hosts::new(4 + shape.masters + shape.workers) {
             Ok(hosts) => (Some(hosts), None),
@@ -97,8 +81,7 @@ impl Cluster {
         let servers: Vec<Host> = each.by_ref().take(3).collect();
         let ensemble = if servers.is_empty() { Ensemble::start() } else { Ensemble::start_in(&servers) };
         let zk = ensemble.connect_string();
-        let observer = each.next();
-        let tree = Tree::of(&zk, observer.as_ref());
+        let load = Workload::new(zk.clone(), each.next(), dir.path().join("evidence"));
 
         let mut member = |name: String, launch: Launch| {
             Member::start(name, launch.args(["--zk", &zk]), shape.session_timeout, each.next())
@@ -116,8 +99,7 @@ impl Cluster {
             member(name.clone(), launch.arg("--work-dir").arg(work_dir).env("E2E_HOST", name))
         };
         let workers = (1..=shape.workers).map(worker).collect();
-        let cluster =
-            Cluster { masters, workers, ensemble, tree, zk, evidence, observer, lack, _hosts: hosts, _dir: dir };
+        let cluster = Cluster { masters, workers, ensemble, load, lack, _hosts: hosts, _dir: dir };
         cluster.settle();
         cluster
     }
@@ -131,13 +113,13 @@ impl Cluster {
     /// As for `--zk`; reached from the observer's host.
     #[must_use]
     pub fn connect_string(&self) -> &str {
-        &self.zk
+        &self.load.zk
     }
 
     /// The host that nothing happens to, where there are hosts.
     #[must_use]
     pub fn observer(&self) -> Option<&Host> {
-        self.observer.as_ref()
+        self.load.observer.as_ref()
     }
 
     /// The index of the master that `/master` names, once there is one.
@@ -145,43 +127,16 @@ impl Cluster {
     #[track_caller]
     pub fn primary(&self) -> usize {
         wait_for("a primary", || {
-            let address_of = self.tree.text(paths::MASTER);
+            let address_of = self.load.tree.text(paths::MASTER);
             let named = |member: &Member| Some(address(&member.name)) == address_of;
             self.masters.iter().position(named).ok_or_else(|| format!("{address_of:?}"))
         })
     }
 
-    /// Waits until everything is as it should be: each daemon has one session and no more, each worker is registered, and
-    /// one master is the primary.
+    /// Waits until everything is as it should be ([`Workload::settle`]).
     #[track_caller]
     pub fn settle(&self) {
-        wait_within(4 * wait::LIMIT, "the cluster to settle", || {
-            let live = self.tree.children(paths::LIVE).len();
-            let workers = self.tree.children(paths::WORKERS).len();
-            let master = self.tree.stat(paths::MASTER).is_some();
-            let well = live == self.masters.len() + self.workers.len() && workers == self.workers.len() && master;
-            if well { Ok(()) } else { Err(format!("{live} sessions, {workers} workers, /master: {master}")) }
-        });
-    }
-
-    /// A command that runs for so long, leaves evidence, and exits with this code; with `children` a process of its own
-    /// group lives beside it.
-    #[must_use]
-    pub fn command(&self, lasts: Duration, code: u8, children: bool) -> String {
-        let (program, file, ms) = (daemon::binary("e2e-task"), self.evidence.display(), lasts.as_millis());
-        let program = program.display();
-        if children {
-            format!("'{program}' '{file}' {ms} & '{program}' '{file}' {ms} {code}")
-        } else {
-            format!("exec '{program}' '{file}' {ms} {code}")
-        }
-    }
-
-    /// What tasks have written so far.
-    #[must_use]
-    #[track_caller]
-    pub fn runs(&self) -> Vec<Run> {
-        evidence::runs(&fs::read_to_string(&self.evidence).expect("the file of the evidence is there"))
+        self.load.settle(self.masters.len() + self.workers.len(), self.workers.len());
     }
 
     /// What the servers committed, sorted.
@@ -193,103 +148,23 @@ impl Cluster {
         History { unsound, ..History::of(&txns, "") }
     }
 
-    /// Waits until all these tasks have a status and nothing is assigned any more. When none has got one for two minutes, none
-    /// ever will, and what there is is judged as it is.
-    pub fn wait_finished(&self, accepted: &[TaskName]) {
-        let mut left = accepted.to_vec();
-        let mut progress = Instant::now();
-        loop {
-            let before = left.len();
-            left.retain(|task| self.tree.stat(&paths::status(task)).is_none());
-            if left.len() < before {
-                progress = Instant::now();
-            }
-            let finished = left.is_empty() && self.tree.assigned().is_empty();
-            if finished || progress.elapsed() >= 4 * wait::LIMIT {
-                return;
-            }
-            wait::pause();
-        }
-    }
-
-    /// Waits until all these tasks have [finished](Cluster::wait_finished), then judges what became of them.
+    /// Waits until all these tasks have [finished](Workload::wait_finished), then judges what became of them.
     #[must_use]
     #[track_caller]
     pub fn judge(&self, accepted: &[TaskName]) -> Verdict {
-        self.wait_finished(accepted);
+        self.load.wait_finished(accepted);
         let history = self.history();
-        let mut verdict = evidence::judge(&history, &self.runs(), accepted);
+        let mut verdict = evidence::judge(&history, &self.load.runs(), accepted);
+        verdict.wrong.append(&mut verdict.beside);
         verdict.wrong.extend(history.wrong);
         verdict.wrong.extend(history.unsound);
         verdict
     }
 
-    /// Starts to submit a task every so often, until the flow is stopped; those that could not be submitted in time follow
-    /// when they can. None lasts longer than this; one in five may start once only, one in five has children, one in ten
-    /// fails.
-    #[must_use]
-    pub fn flow(&self, pace: Duration, longest: Duration, seed: u64) -> Flow {
-        let connect = self.zk.parse().expect("the harness makes good connect strings");
-        let config = Config::new(connect, Duration::from_secs(10));
-        let accepted: Arc<Mutex<Vec<TaskName>>> = Arc::default();
-        let (stop, stopped) = mpsc::channel();
-        let (host, accepted_here) = (self.observer.clone(), Arc::clone(&accepted));
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut next = {
-            let command = |lasts, code, children| self.command(lasts, code, children);
-            let commands: Vec<[String; 3]> = (1..=10)
-                .map(|tenths| longest * tenths / 10)
-                .map(|lasts| [command(lasts, 0, false), command(lasts, 0, true), command(lasts, 3, false)])
-                .collect();
-            move || {
-                let kind = random.u8(..10);
-                let of = &commands[random.usize(..commands.len())];
-                let command = match kind {
-                    0 => &of[2],
-                    1 | 2 => &of[1],
-                    _ => &of[0],
-                };
-                // Not of this seed: two flows with the same one are not the same tasks.
-                let mut meta = TaskMeta::new(format!("{:016x}", fastrand::u64(..)));
-                meta.no_requeue = kind >= 8;
-                meta.max_attempts = 100; // so that being lost is no excuse
-                Task { command: command.clone(), meta: Some(meta) }.encode()
-            }
-        };
-        let submit = move || {
-            let mut session: Option<Session> = None;
-            let mut due = Instant::now();
-            while let Err(mpsc::RecvTimeoutError::Timeout) =
-                stopped.recv_timeout(due.saturating_duration_since(Instant::now()))
-            {
-                if session.as_ref().is_none_or(|session| session.over().is_some()) {
-                    session = tree::open(&config, host.as_ref()).ok();
-                }
-                // What was not acknowledged was not accepted; it may be there all the same.
-                let made = session.as_ref().map(|session| session.create(paths::NEW_TASK, &next(), Kind::Sequential));
-                match made {
-                    Some(Ok(path)) => {
-                        lock(&accepted_here).push(name_of(&path));
-                        due += pace;
-                    }
-                    Some(Err(_)) | None => wait::pause(),
-                }
-            }
-        };
-        Flow { accepted, stop, thread: thread::spawn(submit) }
-    }
-
-    /// Submits one task that may be started again, and returns when it is acknowledged.
-    #[track_caller]
-    pub fn submit(&self, lasts: Duration) -> TaskName {
-        let command = self.command(lasts, 0, false);
-        self.tree.submit_with(&command, |meta| meta.max_attempts = 100)
-    }
-
     /// Copies all logs and the evidence, for whoever wants to know what happened.
     pub fn keep(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)?;
-        fs::copy(&self.evidence, dir.join("evidence"))?;
+        fs::copy(&self.load.evidence, dir.join("evidence"))?;
         for member in self.masters.iter().chain(&self.workers) {
             fs::write(dir.join(format!("{}.log", member.name)), member.log())?;
         }
@@ -307,35 +182,6 @@ impl Cluster {
 
 fn address(name: &str) -> String {
     format!("{name}:2223")
-}
-
-fn name_of(path: &str) -> TaskName {
-    path.trim_start_matches("/tasks/").parse().expect("ZooKeeper makes names of tasks")
-}
-
-/// Tasks that keep coming. Dropping it stops it, too.
-pub struct Flow {
-    accepted: Arc<Mutex<Vec<TaskName>>>,
-    stop: mpsc::Sender<()>,
-    thread: thread::JoinHandle<()>,
-}
-
-impl Flow {
-    /// What was acknowledged so far.
-    #[must_use]
-    pub fn accepted(&self) -> Vec<TaskName> {
-        lock(&self.accepted).clone()
-    }
-
-    /// Stops it; returns all that was acknowledged.
-    #[must_use]
-    #[track_caller]
-    pub fn stop(self) -> Vec<TaskName> {
-        drop(self.stop);
-        self.thread.join().expect("submitting does not panic");
-        let accepted = lock(&self.accepted);
-        accepted.clone()
-    }
 }
 
 impl Member {
@@ -418,11 +264,4 @@ fn start(launch: &Launch, session_timeout: Duration, host: Option<&Host>) -> Dae
         Some(host) => launch.start_in(host),
         None => launch.start(),
     }
-}
-
-/// The clock of the tasks' lines, in nanoseconds.
-#[must_use]
-pub fn monotonic_ns() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    (time.tv_sec * 1_000_000_000 + time.tv_nsec).cast_unsigned()
 }

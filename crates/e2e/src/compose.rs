@@ -11,9 +11,8 @@ use crate::{janitor, wait_within};
 #[derive(Debug)]
 pub struct Compose {
     project: String,
-    /// Further files, and what they have from the environment.
+    /// Further files.
     files: Vec<String>,
-    environment: Vec<(String, String)>,
 }
 
 impl Compose {
@@ -26,15 +25,20 @@ impl Compose {
         if std::env::var_os("E2E_DOCKER").is_none() {
             return Err("E2E_DOCKER is not set: scripts/test.sh --docker builds the images and sets it".to_owned());
         }
-        Ok(Compose { project: janitor::project(), files: Vec::new(), environment: Vec::new() })
+        Ok(Compose { project: janitor::project(), files: Vec::new() })
     }
 
-    /// Adds a file to `docker-compose.yml`, which may name this variable.
+    /// Adds a file to `docker-compose.yml`.
     #[must_use]
-    pub fn with(mut self, file: &Path, variable: (&str, &str)) -> Compose {
+    pub fn with(mut self, file: &Path) -> Compose {
         self.files.extend(["--file".to_owned(), file.display().to_string()]);
-        self.environment.push((variable.0.to_owned(), variable.1.to_owned()));
         self
+    }
+
+    /// The network on which all services are.
+    #[must_use]
+    pub fn network(&self) -> String {
+        format!("{}_default", self.project)
     }
 
     /// docker-compose with these arguments.
@@ -44,8 +48,7 @@ impl Compose {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut command = command();
         command.args(["--project-name", &self.project, "--file", "docker-compose.yml"]).args(&self.files).args(args);
-        command.current_dir(workspace).envs(self.environment.iter().cloned());
-        command.output().expect("docker-compose can be started")
+        command.current_dir(workspace).output().expect("docker-compose can be started")
     }
 
     /// What docker-compose prints when it succeeds.

@@ -287,7 +287,9 @@ pub struct Verdict {
     pub again: usize,
     /// How many started while an earlier attempt of theirs still lived.
     pub overlapped: usize,
-    /// Each broken promise, as a sentence.
+    /// Each of these, as a sentence.
+    pub beside: Vec<String>,
+    /// Each other broken promise, as a sentence.
     pub wrong: Vec<String>,
 }
 
@@ -317,7 +319,7 @@ impl Verdict {
             self.overlapped += 1;
             let ms = earlier.last_ns.saturating_sub(later.first_ns) / 1_000_000;
             let (a, b, on, other) = (earlier.attempt, later.attempt, &earlier.host, &later.host);
-            self.wrong.push(format!("{task}: attempt {a} on {on} lived for {ms} ms beside attempt {b} on {other}"));
+            self.beside.push(format!("{task}: attempt {a} on {on} lived for {ms} ms beside attempt {b} on {other}"));
         }
         for run in runs.iter().filter(|run| run.starts > 1) {
             self.wrong.push(format!("{task}: one assignment was started {} times on {}", run.starts, run.host));
@@ -408,7 +410,7 @@ mod tests {
     #[track_caller]
     fn check(history: &History, evidence: &str, expected: (usize, usize, usize), wrong: &[&str]) {
         let verdict = judge(history, &runs(evidence), &[task(1)]);
-        let found: Vec<_> = history.wrong.iter().chain(&verdict.wrong).collect();
+        let found: Vec<_> = history.wrong.iter().chain(&verdict.beside).chain(&verdict.wrong).collect();
         assert_eq!((verdict.lost, verdict.again, verdict.overlapped), expected, "{found:?}");
         assert_eq!(found.len(), wrong.len(), "{found:?}");
         for (found, wrong) in found.iter().zip(wrong) {

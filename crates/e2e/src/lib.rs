@@ -9,6 +9,7 @@
 //! - [`trace`]: a thread that stands still, a process that does not die.
 //! - [`txnlog`]: what a server committed, and under which session, read from its disk: evidence that no client can forge.
 //! - [`Cluster`]: three servers, masters and workers with tasks that leave [`evidence`], judged by what really happened.
+//! - [`Compose`] and [`Containers`]: the cluster of `docker-compose.yml`, and the same with tasks of that kind.
 //! - [`Wire`]: a way to a server on which a test decides which request still arrives.
 //! - [`wait_for`]: the only way to wait. Nothing here sleeps: a wait asks again until what it wants to see is there.
 //!
@@ -22,6 +23,7 @@ pub mod certificates;
 pub mod cli;
 pub mod cluster;
 pub mod compose;
+pub mod containers;
 pub mod daemon;
 pub mod evidence;
 pub mod fake;
@@ -37,11 +39,13 @@ pub mod tree;
 pub mod txnlog;
 pub mod wait;
 pub mod wire;
+pub mod workload;
 
 pub use certificates::{Authority, Issued};
 pub use cli::ZkCli;
 pub use cluster::Cluster;
 pub use compose::Compose;
+pub use containers::Containers;
 pub use daemon::Daemon;
 pub use fake::{Act, Fake};
 pub use netns::{Host, Hosts};
@@ -52,6 +56,7 @@ pub use tree::{Picture, Tree};
 pub use txnlog::{Txn, TxnKind};
 pub use wait::{stays, wait_for, wait_within};
 pub use wire::{Request, Wire};
+pub use workload::Workload;
 
 /// What a test needs but a machine may not have (such as [`Hosts`]), or `None` after one line that says why the test is
 /// skipped. With `E2E=required` in the environment the lack is a failure, so that a skip cannot hide.

@@ -213,11 +213,8 @@ impl Server {
         }
     }
 
-    /// `standalone`, `leader` or `follower`, if it serves.
     fn mode(&self) -> Result<String, String> {
-        let answer = self.four_letter("srvr").map_err(|error| error.to_string())?;
-        let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
-        mode.map(str::to_owned).ok_or(answer)
+        mode(self.address, self.host.as_ref())
     }
 
     /// `address:port`, as for `--zk`.
@@ -285,13 +282,7 @@ impl Server {
 
     /// Asks a four-letter word, such as `mntr`. An error after a second if nothing comes back.
     pub fn four_letter(&self, word: &str) -> io::Result<String> {
-        let mut stream = self.connect(self.address)?;
-        stream.set_read_timeout(Some(FOUR_LETTER_LIMIT))?;
-        stream.write_all(word.as_bytes())?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        four_letter(self.address, self.host.as_ref(), word)
     }
 
     /// SIGKILL; returns when it is gone. Also ends a paused server.
@@ -331,6 +322,26 @@ impl Server {
         self.process.kill();
         self.process = start_java(&self.dir, self.force_sync, self.host.as_ref(), self.address);
     }
+}
+
+fn four_letter(server: SocketAddr, host: Option<&Host>, word: &str) -> io::Result<String> {
+    let mut stream = match host {
+        Some(host) => host.connect(server, FOUR_LETTER_LIMIT)?,
+        None => TcpStream::connect_timeout(&server, FOUR_LETTER_LIMIT)?,
+    };
+    stream.set_read_timeout(Some(FOUR_LETTER_LIMIT))?;
+    stream.write_all(word.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// `standalone`, `leader` or `follower`, if it serves.
+pub(crate) fn mode(server: SocketAddr, host: Option<&Host>) -> Result<String, String> {
+    let answer = four_letter(server, host, "srvr").map_err(|error| error.to_string())?;
+    let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
+    mode.map(str::to_owned).ok_or(answer)
 }
 
 #[track_caller]

@@ -14,8 +14,8 @@ fn servers_that_die_or_are_restarted_one_by_one_touch_no_task_and_none_runs_twic
     let mut cluster = Cluster::start(&shape);
     let gate = tempfile::tempdir().expect("a directory can be made");
     let command = format!("while [ -d '{}' ]; do sleep 0.05; done; echo $$", gate.path().display());
-    let long = [(); 2].map(|()| cluster.tree.submit_with(&command, |_| ()));
-    let flow = cluster.flow(Duration::from_millis(100), SECOND, 7);
+    let long = [(); 2].map(|()| cluster.load.tree.submit_with(&command, |_| ()));
+    let flow = cluster.load.flow(Duration::from_millis(100), SECOND, 7);
     let daemons = |cluster: &Cluster| -> Vec<_> {
         cluster.masters.iter().chain(&cluster.workers).map(|member| inner(&member.daemon)).collect()
     };
@@ -35,12 +35,13 @@ fn servers_that_die_or_are_restarted_one_by_one_touch_no_task_and_none_runs_twic
     }
     let accepted = flow.stop();
     assert!(accepted.len() > 10, "they kept coming: {}", accepted.len());
-    assert!(long.iter().all(|task| cluster.tree.status(*task).is_none()));
+    assert!(long.iter().all(|task| cluster.load.tree.status(*task).is_none()));
     drop(gate);
     for task in long {
-        let status = cluster.tree.expect(task, "done").meta.expect("a task with metadata has a status with metadata");
+        let status =
+            cluster.load.tree.expect(task, "done").meta.expect("a task with metadata has a status with metadata");
         assert_eq!(status.attempt, Some(1));
-        assert_eq!(cluster.tree.children(&paths::task(&task)), ["status"], "it was not touched");
+        assert_eq!(cluster.load.tree.children(&paths::task(&task)), ["status"], "it was not touched");
     }
     let verdict = cluster.judge(&accepted);
     assert_eq!((verdict.lost, verdict.again, verdict.wrong.len()), (0, 0, 0), "{verdict:?}");

@@ -721,7 +721,7 @@ fn the_commands_that_the_harness_runs_are_there() {
 #[test]
 fn a_cluster_is_judged_by_what_its_tasks_wrote_and_its_servers_committed() {
     let cluster = Cluster::start(&Shape { masters: 2, workers: 2, ..Shape::default() });
-    let flow = cluster.flow(Duration::from_millis(30), SECOND, 1);
+    let flow = cluster.load.flow(Duration::from_millis(30), SECOND, 1);
     wait_for("ten tasks", || {
         let accepted = flow.accepted().len();
         if accepted >= 10 { Ok(()) } else { Err(accepted.to_string()) }
@@ -733,11 +733,12 @@ fn a_cluster_is_judged_by_what_its_tasks_wrote_and_its_servers_committed() {
     let history = cluster.history();
     assert!(history.reigns.len() == 1 && history.assigned.len() == accepted.len());
     // A worker that is killed leaves a run without an end, and the next is found.
-    let task = cluster.submit(SECOND);
-    let run = wait_for("it to run", || cluster.runs().into_iter().find(|run| run.task == task).ok_or(String::new()));
-    let killed_ns = e2e::cluster::monotonic_ns();
+    let task = cluster.load.submit(SECOND);
+    let run =
+        wait_for("it to run", || cluster.load.runs().into_iter().find(|run| run.task == task).ok_or(String::new()));
+    let killed_ns = e2e::workload::monotonic_ns();
     cluster.workers.iter().find(|worker| worker.name == run.host).expect("it has a name").kill_daemon();
     let verdict = cluster.judge(&[task]);
     assert_eq!((verdict.again, &verdict.wrong[..]), (1, &[][..]));
-    assert_eq!(e2e::evidence::restarts_ns(&cluster.runs(), &run.host, killed_ns).len(), 1);
+    assert_eq!(e2e::evidence::restarts_ns(&cluster.load.runs(), &run.host, killed_ns).len(), 1);
 }

@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::{
-    Cluster,
-    cluster::{Member, monotonic_ns},
+    Cluster, Workload,
+    cluster::Member,
     evidence::{self, History, Run},
     stays, wait_for,
+    workload::monotonic_ns,
 };
 use znode_paths::{TaskName, paths};
 
@@ -45,12 +46,12 @@ pub(crate) enum Mark {
 const AWAY: Duration = Duration::from_secs(30);
 
 /// How long a fault without consequences is watched.
-const CALM: Duration = Duration::from_secs(3);
+pub(crate) const CALM: Duration = Duration::from_secs(3);
 
 /// How long a task must run to be there until its worker's fault has consequences: at once, or when a short session timeout
 /// has passed.
-const SOON: Duration = Duration::from_secs(1);
-const LATE: Duration = Duration::from_secs(4);
+pub(crate) const SOON: Duration = Duration::from_secs(1);
+pub(crate) const LATE: Duration = Duration::from_secs(4);
 
 impl Fault {
     pub(crate) fn name(self) -> &'static str {
@@ -122,21 +123,28 @@ fn master(
     heal: impl FnOnce(&mut Member),
 ) -> Mark {
     let victim = cluster.primary();
-    let before = cluster.tree.text(paths::MASTER);
+    let mark = taken_over(&cluster.load, tasks, || strike(&cluster.masters[victim]));
+    heal(&mut cluster.masters[victim]);
+    cluster.settle();
+    mark
+}
+
+/// Does something to the primary; returns when another one has assigned something.
+#[track_caller]
+pub(crate) fn taken_over(load: &Workload, tasks: &mut Vec<TaskName>, strike: impl FnOnce()) -> Mark {
+    let before = load.tree.text(paths::MASTER);
     let at_ms = now_ms();
-    strike(&cluster.masters[victim]);
+    strike();
     // Something to assign for whoever takes over, from now on: one that is asked to stop may still assign the first.
-    let mut submit = || tasks.push(cluster.submit(Duration::ZERO));
+    let mut submit = || tasks.push(load.submit(Duration::ZERO));
     submit();
     wait_for("another primary", || {
-        let now = cluster.tree.text(paths::MASTER);
+        let now = load.tree.text(paths::MASTER);
         if now.is_some() && now != before { Ok(()) } else { Err(format!("{now:?}")) }
     });
     submit();
     let last = *tasks.last().expect("it was submitted");
-    cluster.tree.wait_status(last);
-    heal(&mut cluster.masters[victim]);
-    cluster.settle();
+    load.tree.wait_status(last);
     Mark::Master { at_ms }
 }
 
@@ -148,24 +156,37 @@ fn worker(
     strike: impl FnOnce(&Member),
     heal: impl FnOnce(&mut Member),
 ) -> Mark {
-    // Long enough to be there until it is killed.
-    let task = cluster.submit(lasts);
-    tasks.push(task);
-    let run = wait_for("a task to run", || {
-        cluster.runs().into_iter().find(|run| run.task == task).ok_or_else(|| cluster.tree.picture())
-    });
-    let victim = cluster.workers.iter().position(|worker| worker.name == run.host).expect("a worker ran it");
-    let at_ns = monotonic_ns();
-    strike(&cluster.workers[victim]);
-    wait_for("the attempt to be recorded", || {
-        let recorded = cluster.tree.stat(&paths::attempt(&task, run.attempt));
-        recorded.ok_or_else(|| cluster.tree.picture())
-    });
+    let at = |host: &str| cluster.workers.iter().position(|worker| worker.name == host).expect("a worker ran it");
+    let (host, at_ns) = recorded(&cluster.load, tasks, lasts, |host| strike(&cluster.workers[at(host)]));
+    let victim = at(&host);
     heal(&mut cluster.workers[victim]);
     cluster.settle();
     // The next one finds as many free slots.
-    cluster.tree.wait_status(task);
-    Mark::Worker { host: run.host, at_ns }
+    cluster.load.tree.wait_status(*tasks.last().expect("it was submitted"));
+    Mark::Worker { host, at_ns }
+}
+
+/// Submits a task that lasts so long, and does something to whoever runs it; returns, when its attempt is recorded, who that was
+/// and when it was done.
+#[track_caller]
+pub(crate) fn recorded(
+    load: &Workload,
+    tasks: &mut Vec<TaskName>,
+    lasts: Duration,
+    strike: impl FnOnce(&str),
+) -> (String, u64) {
+    let task = load.submit(lasts);
+    tasks.push(task);
+    let run = wait_for("a task to run", || {
+        load.runs().into_iter().find(|run| run.task == task).ok_or_else(|| load.tree.picture())
+    });
+    let at_ns = monotonic_ns();
+    strike(&run.host);
+    wait_for("the attempt to be recorded", || {
+        let recorded = load.tree.stat(&paths::attempt(&task, run.attempt));
+        recorded.ok_or_else(|| load.tree.picture())
+    });
+    (run.host, at_ns)
 }
 
 #[track_caller]
@@ -187,9 +208,9 @@ fn drain(cluster: &mut Cluster) -> Mark {
 fn server(cluster: &mut Cluster, tasks: &mut Vec<TaskName>, index: usize) -> Mark {
     cluster.ensemble.servers[index].kill();
     let at_ms = serving_since_ms(cluster);
-    let task = cluster.submit(Duration::ZERO);
+    let task = cluster.load.submit(Duration::ZERO);
     tasks.push(task);
-    cluster.tree.wait_status(task);
+    cluster.load.tree.wait_status(task);
     cluster.ensemble.servers[index].restart();
     cluster.settle();
     Mark::Servers { at_ms, until_ms: now_ms() }
@@ -206,7 +227,7 @@ fn server_restarted(cluster: &mut Cluster, index: usize) -> Mark {
 
 #[track_caller]
 fn all_servers(cluster: &mut Cluster) -> Mark {
-    let before = cluster.tree.children(paths::LIVE);
+    let before = cluster.load.tree.children(paths::LIVE);
     for server in &mut cluster.ensemble.servers {
         server.kill();
     }
@@ -217,7 +238,7 @@ fn all_servers(cluster: &mut Cluster) -> Mark {
     let at_ms = serving_since_ms(cluster);
     // The servers remember all sessions, and give each its whole timeout again.
     wait_for("the sessions of before to end", || {
-        let left = cluster.tree.children(paths::LIVE).into_iter().filter(|name| before.contains(name)).count();
+        let left = cluster.load.tree.children(paths::LIVE).into_iter().filter(|name| before.contains(name)).count();
         if left == 0 { Ok(()) } else { Err(format!("{left} are left")) }
     });
     for server in &cluster.ensemble.servers {
@@ -276,6 +297,6 @@ impl Mark {
 
 /// The clock of the servers.
 #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970 fit for ages")]
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

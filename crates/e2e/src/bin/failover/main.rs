@@ -3,20 +3,21 @@
 //! Nothing is taken from the daemons' own words: take-over times and verdicts are computed from the servers' transaction logs
 //! and from what the tasks wrote themselves (`e2e::evidence`).
 
+mod docker;
 mod faults;
 mod soak;
 mod table;
 
 use std::{
-    io::Write as _,
+    io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use clap::Parser;
-use e2e::Cluster;
+use e2e::{Cluster, Containers, Workload, evidence::History};
 
 /// Breaks a cluster of 3 ZooKeeper servers, 3 masters and 3 workers in every way while tasks keep coming, and says how long
 /// each take-over took and whether any promise was broken
@@ -34,6 +35,10 @@ struct Args {
     /// Only the faults with this in their names
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "rounds")]
     only: String,
+
+    /// The cluster of docker-compose.yml instead: its containers are stopped, killed, paused and taken off the network
+    #[arg(long, conflicts_with_all = ["quick", "rounds"])]
+    docker: bool,
 
     /// A random soak instead of the table: so many rounds, each with a cluster and a seed of its own
     #[arg(long, value_name = "N")]
@@ -66,6 +71,10 @@ The table's columns:
   again        tasks that started more than once
   overlap      tasks of which an attempt still lived when the next one had begun
 
+With --docker each time counts from when docker is told, and the images are built before. A container that is killed or \
+paused takes its guard with it, so others wait for the session timeout. What a paused worker ran goes on for a moment when it is \
+thawed: a stated limit (README), which that line counts and does not judge.
+
 A host that is gone is noticed when its session expires. ZooKeeper rounds the timeout up to a tick (500 ms here), and a \
 follower tells the leader twice in a tick which sessions it has heard: up to the timeout and 1.5 ticks after the last packet.
 
@@ -79,6 +88,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let well = match args.rounds {
         Some(rounds) => soak::rounds(args.seed, rounds, args.lasts, args.tasks),
+        None if args.docker => docker::print_all(args.times, &args.only),
         None => table::print_all(args.quick, args.times, &args.only),
     };
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -95,6 +105,41 @@ fn print(line: &str) {
     writeln!(std::io::stdout(), "{line}").ok();
 }
 
+/// A cluster that is broken, of either kind.
+trait Site {
+    fn load(&self) -> &Workload;
+    fn history(&self) -> History;
+    fn keep(&self, dir: &Path) -> io::Result<()>;
+}
+
+impl Site for Cluster {
+    fn load(&self) -> &Workload {
+        &self.load
+    }
+
+    fn history(&self) -> History {
+        self.history()
+    }
+
+    fn keep(&self, dir: &Path) -> io::Result<()> {
+        self.keep(dir)
+    }
+}
+
+impl Site for Containers {
+    fn load(&self) -> &Workload {
+        &self.load
+    }
+
+    fn history(&self) -> History {
+        self.history()
+    }
+
+    fn keep(&self, dir: &Path) -> io::Result<()> {
+        self.keep(dir)
+    }
+}
+
 /// What came of something that was done with a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Came {
@@ -108,18 +153,18 @@ enum Came {
 
 /// Does something with a cluster that says whether the promises were kept. When they were not, or the harness gives up (it
 /// panics with a sentence), the logs are kept.
-fn attend(cluster: &mut Cluster, what: &str, work: impl FnOnce(&mut Cluster) -> bool) -> Came {
-    let kept = catch_unwind(AssertUnwindSafe(|| work(cluster))).unwrap_or(false);
+fn attend<S: Site>(site: &mut S, what: &str, work: impl FnOnce(&mut S) -> bool) -> Came {
+    let kept = catch_unwind(AssertUnwindSafe(|| work(site))).unwrap_or(false);
     if kept {
         return Came::Kept; // in spite of whatever ZooKeeper did
     }
-    let unsound = cluster.history().unsound;
+    let unsound = site.history().unsound;
     for why in &unsound {
         say(&format!("UNSOUND: {what}: {why}"));
     }
     let came = if unsound.is_empty() { Came::Broken } else { Came::Unsound };
     let dir: PathBuf = std::env::temp_dir().join(format!("failover-{what}-{}", std::process::id()));
-    match cluster.keep(&dir) {
+    match site.keep(&dir) {
         Ok(()) => say(&format!("the logs and the evidence of {what} are in {}", dir.display())),
         Err(error) => say(&format!("the logs of {what} could not be kept in {}: {error}", dir.display())),
     }

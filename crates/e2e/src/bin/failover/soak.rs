@@ -136,7 +136,7 @@ fn round(seed: u64, lasts: Duration, tasks: u32) -> Came {
 }
 
 fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> bool {
-    let flow = cluster.flow(pace, LONGEST, seed);
+    let flow = cluster.load.flow(pace, LONGEST, seed);
     let began = Instant::now();
     let mut wounds: Vec<Blow> = Vec::new();
     let mut blows_left = blows.iter().peekable();
@@ -169,11 +169,12 @@ fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> boo
     // Also those whose acknowledgement was lost on the way.
     let all: BTreeSet<_> = cluster.history().tasks.into_keys().chain(accepted.iter().copied()).collect();
     let all: Vec<_> = all.into_iter().collect();
-    cluster.wait_finished(&all);
+    cluster.load.wait_finished(&all);
 
-    let (history, runs) = (cluster.history(), cluster.runs());
+    let (history, runs) = (cluster.history(), cluster.load.runs());
     let verdict = evidence::judge(&history, &runs, &all);
-    let kept = verdict.wrong.is_empty() && history.wrong.is_empty();
+    let wrong: Vec<&String> = verdict.beside.iter().chain(&verdict.wrong).chain(&history.wrong).collect();
+    let kept = wrong.is_empty();
     let judged = match (kept, history.unsound.is_empty()) {
         (true, _) => "kept",
         (false, true) => "BROKEN",
@@ -195,7 +196,7 @@ fn soak(cluster: &mut Cluster, seed: u64, blows: &[Blow], pace: Duration) -> boo
         verdict.again,
         given_up.count(),
     ));
-    for wrong in verdict.wrong.iter().chain(&history.wrong).take(20) {
+    for wrong in wrong.iter().take(20) {
         say(&format!("BROKEN: seed {seed}: {wrong}"));
     }
     kept

@@ -2,23 +2,28 @@
 
 use std::time::Duration;
 
-use e2e::{Cluster, cluster::Shape, evidence, wait_for};
+use e2e::{
+    Cluster,
+    cluster::Shape,
+    evidence::{self, Verdict},
+    wait_for,
+};
+use znode_paths::TaskName;
 
 use crate::{
-    Came, attend,
-    faults::Fault::{self, *},
+    Came, Site, attend,
+    faults::{
+        Fault::{self, *},
+        Mark,
+    },
     print, say,
 };
 
 /// With this session timeout nothing that waits for it goes unseen.
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// With this one, what has to wait for it does not take all day.
-const SHORT: Duration = Duration::from_secs(2);
-
-/// `tickTime` of the ensemble. The leader rounds the end of a session up to it, and counts from when a follower told it that
-/// it had heard the session, which it does twice in a tick.
-const TICK: Duration = Duration::from_millis(500);
+pub(crate) const SHORT: Duration = Duration::from_secs(2);
 
 /// Between two tasks that are submitted.
 const PACE: Duration = Duration::from_millis(100);
@@ -54,6 +59,11 @@ const GONE: [Entry; 8] = [
     Entry(AllServersAway, 1, 0),
 ];
 
+/// What a take-over from whoever is gone may take at most: the short session timeout, 1.5 ticks of the ensemble, and 100 ms. The
+/// leader rounds the end of a session up to a tick, and counts from when a follower told it that it had heard the session,
+/// which it does twice in a tick.
+pub(crate) const WHEN_GONE: Duration = Duration::from_millis(2000 + 500 * 3 / 2 + 100);
+
 /// What a take-over may take at most; nothing where there is no figure.
 fn goal(fault: Fault) -> Option<Duration> {
     match fault {
@@ -61,7 +71,7 @@ fn goal(fault: Fault) -> Option<Duration> {
         WorkerKilled => Some(Duration::from_millis(500)),
         FollowerKilled | LeaderKilled | RollingRestart => Some(Duration::from_secs(1)),
         MasterGone | MasterFrozen | MasterHostFrozen | MasterCutOff | WorkerGone | WorkerFrozen | WorkerCutOff => {
-            Some(SHORT + TICK * 3 / 2 + Duration::from_millis(100))
+            Some(WHEN_GONE)
         }
         Nothing | WorkerDrained | WorkerStopped | AllServersAway => None,
     }
@@ -70,10 +80,7 @@ fn goal(fault: Fault) -> Option<Duration> {
 /// Prints it line by line; returns whether all went well.
 pub(crate) fn print_all(quick: bool, times: Option<u32>, only: &str) -> bool {
     let mut well = true;
-    print(&format!(
-        "{:<44} {:>5} {:>8} {:>8} {:>8} {:>6} {:>5} {:>6} {:>8}  verdict",
-        "fault", "times", "median", "max", "goal", "tasks", "lost", "again", "overlap"
-    ));
+    print_heads();
     for (entries, session_timeout) in [(&LIVE[..], LONG), (&GONE[..], SHORT)] {
         let often = |entry: &Entry| if quick { entry.2 } else { times.unwrap_or(entry.1) };
         let chosen = entries.iter().filter(|entry| entry.0.name().contains(only)).map(|entry| (entry.0, often(entry)));
@@ -91,7 +98,11 @@ pub(crate) fn print_all(quick: bool, times: Option<u32>, only: &str) -> bool {
             for (fault, times) in chosen {
                 match cluster.no_links() {
                     Some(lack) if fault.needs_links() => say(&format!("NOT HERE: {}: {lack}", fault.name())),
-                    _ => well &= line(cluster, fault, times, &mut known),
+                    _ => {
+                        let (name, goal, interrupts) = (fault.name(), goal(fault), fault.interrupts());
+                        let row = Row { name, times, goal, interrupts, thaws: false };
+                        well &= row.fill(cluster, &mut known, |cluster, tasks| fault.inflict(cluster, tasks));
+                    }
                 }
             }
             well
@@ -102,55 +113,91 @@ pub(crate) fn print_all(quick: bool, times: Option<u32>, only: &str) -> bool {
     well
 }
 
-fn line(cluster: &mut Cluster, fault: Fault, times: u32, known: &mut usize) -> bool {
-    let flow = cluster.flow(PACE, LONGEST, 1);
-    wait_for("tasks to flow", || {
-        let accepted = flow.accepted().len();
-        if accepted >= 10 { Ok(()) } else { Err(format!("{accepted} so far")) }
-    });
-    let mut tasks = Vec::new();
-    let marks: Vec<_> = (0..times).flat_map(|_| fault.inflict(cluster, &mut tasks)).collect();
-    tasks.extend(flow.stop());
-    cluster.wait_finished(&tasks);
+/// One line of a table.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) times: u32,
+    pub(crate) goal: Option<Duration>,
+    /// Whether tasks may have to start again.
+    pub(crate) interrupts: bool,
+    /// Whether what is frozen with its guard may go on for a moment when it is thawed: a stated limit.
+    pub(crate) thaws: bool,
+}
 
-    let (history, runs) = (cluster.history(), cluster.runs());
-    let verdict = evidence::judge(&history, &runs, &tasks);
-    let mut wrong = verdict.wrong.clone();
-    wrong.extend(history.wrong.iter().skip(*known).cloned());
-    *known = history.wrong.len();
-    if verdict.again > 0 && !fault.interrupts() {
-        wrong.push(format!("{} tasks started again, though none had to", verdict.again));
-    }
-    let mut took = Vec::new();
-    for mark in marks {
-        match mark.took_ms(&history, &runs) {
-            Ok(ms) => took.extend(ms),
-            Err(why) => wrong.push(why),
-        }
-    }
-    took.sort_by(f64::total_cmp);
-    let goal_ms = goal(fault).map(|goal| goal.as_secs_f64() * 1000.0);
-    let missed = took.last().zip(goal_ms).is_some_and(|(max, goal)| *max >= goal);
-
-    let ms = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
-    let judged = match (wrong.is_empty(), missed, goal_ms) {
-        (false, ..) => "BROKEN",
-        (true, true, _) => "MISSED",
-        (true, false, _) => "kept",
-    };
+/// Prints the heads of the columns.
+pub(crate) fn print_heads() {
     print(&format!(
-        "{:<44} {times:>5} {:>8} {:>8} {:>8} {:>6} {:>5} {:>6} {:>8}  {judged}",
-        fault.name(),
-        ms(took.get(took.len() / 2).copied()),
-        ms(took.last().copied()),
-        goal_ms.map_or("-".to_owned(), |goal| format!("<{goal:.0} ms")),
-        verdict.tasks,
-        verdict.lost,
-        verdict.again,
-        verdict.overlapped,
+        "{:<44} {:>5} {:>8} {:>8} {:>8} {:>6} {:>5} {:>6} {:>8}  verdict",
+        "fault", "times", "median", "max", "goal", "tasks", "lost", "again", "overlap"
     ));
-    for wrong in wrong.iter().take(20) {
-        say(&format!("BROKEN: {wrong}"));
+}
+
+impl Row {
+    /// Has it done, as often as it says, while tasks keep coming; prints what came of it, and returns whether all went well.
+    /// `known` is how many breaches of the protocol are on an earlier line.
+    pub(crate) fn fill<S: Site>(
+        &self,
+        site: &mut S,
+        known: &mut usize,
+        inflict: impl Fn(&mut S, &mut Vec<TaskName>) -> Vec<Mark>,
+    ) -> bool {
+        let flow = site.load().flow(PACE, LONGEST, 1);
+        wait_for("tasks to flow", || {
+            let accepted = flow.accepted().len();
+            if accepted >= 10 { Ok(()) } else { Err(format!("{accepted} so far")) }
+        });
+        let mut tasks = Vec::new();
+        let marks: Vec<_> = (0..self.times).flat_map(|_| inflict(site, &mut tasks)).collect();
+        tasks.extend(flow.stop());
+        site.load().wait_finished(&tasks);
+
+        let (history, runs) = (site.history(), site.load().runs());
+        let verdict = evidence::judge(&history, &runs, &tasks);
+        let mut wrong = verdict.wrong.clone();
+        wrong.extend(history.wrong.iter().skip(*known).cloned());
+        *known = history.wrong.len();
+        if !self.thaws {
+            wrong.extend(verdict.beside.iter().cloned());
+        }
+        if verdict.again > 0 && !self.interrupts {
+            wrong.push(format!("{} tasks started again, though none had to", verdict.again));
+        }
+        let mut took = Vec::new();
+        for mark in marks {
+            match mark.took_ms(&history, &runs) {
+                Ok(ms) => took.extend(ms),
+                Err(why) => wrong.push(why),
+            }
+        }
+        took.sort_by(f64::total_cmp);
+        self.print(&took, &verdict, &wrong)
     }
-    wrong.is_empty() && !missed
+
+    fn print(&self, took: &[f64], verdict: &Verdict, wrong: &[String]) -> bool {
+        let goal_ms = self.goal.map(|goal| goal.as_secs_f64() * 1000.0);
+        let missed = took.last().zip(goal_ms).is_some_and(|(max, goal)| *max >= goal);
+        let ms = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
+        let judged = match (wrong.is_empty(), missed, verdict.beside.is_empty()) {
+            (false, ..) => "BROKEN",
+            (true, true, _) => "MISSED",
+            (true, false, true) => "kept",
+            (true, false, false) => "kept but for a stated limit",
+        };
+        print(&format!(
+            "{:<44} {:>5} {:>8} {:>8} {:>8} {:>6} {:>5} {:>6} {:>8}  {judged}",
+            self.name,
+            self.times,
+            ms(took.get(took.len() / 2).copied()),
+            ms(took.last().copied()),
+            goal_ms.map_or("-".to_owned(), |goal| format!("<{goal:.0} ms")),
+            verdict.tasks,
+            verdict.lost,
+            verdict.again,
+            verdict.overlapped,
+        ));
+        for wrong in wrong.iter().take(20) {
+            say(&format!("BROKEN: {wrong}"));
+        }
+        wrong.is_empty() && !missed
+    }
 }
