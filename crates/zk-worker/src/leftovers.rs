@@ -26,6 +26,9 @@ pub(crate) const FOLDER: &str = "ZK_TASK_DIR";
 const LOOK: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a process may take to die that was killed before this one was started, on a busy machine.
+const DYING: Duration = Duration::from_secs(3);
+
 /// Of how many earlier instances is known. A session whose end could not be brought about expires long before so many more
 /// processes have come and gone.
 const REMEMBERED: usize = 16;
@@ -41,14 +44,18 @@ pub(crate) struct Held {
     lines: Vec<String>,
 }
 
-/// Takes the work dir. `None` when somebody else has it.
+/// Takes the work dir. `None` when somebody else has it, and keeps it for longer than one who is just dying does.
 pub(crate) fn take(work_dir: &Path) -> io::Result<Option<Held>> {
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(work_dir.join(".lock"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let (_never, pause) = mpsc::channel::<()>();
+    let began = Instant::now();
+    while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match error {
+            rustix::io::Errno::WOULDBLOCK if began.elapsed() >= DYING => return Ok(None),
+            rustix::io::Errno::WOULDBLOCK => _ = pause.recv_timeout(LOOK),
+            error => return Err(error.into()),
+        }
     }
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
@@ -123,16 +130,6 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// Takes a work dir that nobody holds. What another test forks at this moment has the lock, too, until it executes.
-    fn take_free(dir: &Path) -> Held {
-        loop {
-            match take(dir).unwrap() {
-                Some(held) => return held,
-                None => std::thread::yield_now(),
-            }
-        }
-    }
-
     #[test]
     fn a_work_dir_belongs_to_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
@@ -140,7 +137,20 @@ mod tests {
         assert!(first.is_some());
         assert!(take(dir.path()).unwrap().is_none());
         drop(first);
-        take_free(dir.path());
+        assert!(take(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn whoever_is_just_dying_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = take(dir.path()).unwrap();
+        let dies = std::thread::spawn(move || {
+            let (_never, pause) = mpsc::channel::<()>();
+            pause.recv_timeout(20 * LOOK).ok();
+            drop(first);
+        });
+        assert!(take(dir.path()).unwrap().is_some());
+        dies.join().unwrap();
     }
 
     #[test]
@@ -148,14 +158,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let instances: Vec<Instance> = (0..100).map(Instance::from_random).collect();
         for (index, instance) in instances.iter().enumerate() {
-            let mut held = take_free(dir.path());
+            let mut held = take(dir.path()).unwrap().unwrap();
             let known = held.earlier();
             assert_eq!(known, &instances[index - known.len()..index], "the latest, in their order");
             assert!(known.len() >= index.min(REMEMBERED));
             held.note(*instance, None).unwrap();
         }
         fs::write(dir.path().join(".lock"), b"instance \xff\ninstance 00\n\ncgroup\n").unwrap();
-        assert!(take_free(dir.path()).earlier().is_empty(), "what cannot be read is not known");
+        assert!(take(dir.path()).unwrap().unwrap().earlier().is_empty(), "what cannot be read is not known");
     }
 
     #[test]
