@@ -206,13 +206,6 @@ impl Server {
         });
     }
 
-    fn connect(&self, port: SocketAddr) -> io::Result<TcpStream> {
-        match &self.host {
-            Some(host) => host.connect(port, FOUR_LETTER_LIMIT),
-            None => TcpStream::connect_timeout(&port, FOUR_LETTER_LIMIT),
-        }
-    }
-
     fn mode(&self) -> Result<String, String> {
         mode(self.address, self.host.as_ref())
     }
