@@ -16,6 +16,13 @@ const HEAD_START: Duration = Duration::from_millis(200);
 /// take longer, and it cannot be stopped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long to wait for those who do not answer when another server has answered that it cannot serve. Perhaps it elects a
+/// leader with others, and will serve in a moment, while the silent one is a host that is gone. Whoever is only slow is
+/// found when the search has gone on for longer.
+fn silence(away: Duration) -> Duration {
+    (away / 2).clamp(HEAD_START, PATIENCE)
+}
+
 /// The shortest pause between two attempts, and the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -28,9 +35,10 @@ fn pause(away: Duration) -> Duration {
 
 /// Finds a server that serves sessions, and the timeout that it grants. One that is dead, slow or has no address does
 /// not hold up the others.
-pub(crate) fn reach(config: &Config) -> Result<(Server, Duration), OpenError> {
+/// `away` is how long that was tried before.
+pub(crate) fn reach(config: &Config, away: Duration) -> Result<(Server, Duration), OpenError> {
     let timeout = config.timeout;
-    first_answer(config, move |server| Ok((server.clone(), handshake::probe(server, timeout)?)))
+    first_answer(config, silence(away), move |server| Ok((server.clone(), handshake::probe(server, timeout)?)))
 }
 
 /// Ends a session of ours, without having one: opens it again under its id and password and closes it. Returns false where
@@ -39,11 +47,11 @@ pub(crate) fn reach(config: &Config) -> Result<(Server, Duration), OpenError> {
 /// # Errors
 /// No server answered: the session may or may not be ended.
 pub fn end_session(config: &Config, session: SessionId) -> Result<bool, OpenError> {
-    first_answer(config, move |server| handshake::close_session(server, session))
+    first_answer(config, PATIENCE, move |server| handshake::close_session(server, session))
 }
 
-/// Asks the servers, in any order, until one answers.
-fn first_answer<T, F>(config: &Config, ask: F) -> Result<T, OpenError>
+/// Asks the servers, in any order, until one answers; when one cannot, waits for the others only for the time of `silence`.
+fn first_answer<T, F>(config: &Config, silence: Duration, ask: F) -> Result<T, OpenError>
 where
     T: Send + 'static,
     F: Fn(&Server) -> io::Result<T> + Clone + Send + 'static,
@@ -65,7 +73,8 @@ where
                 Ok(_) => unanswered += 1,
                 Err(error) => errors.push(format!("no thread could be started: {error}")),
             }
-            until = Instant::now() + if waiting.len() > 0 { HEAD_START } else { PATIENCE };
+            let patience = if errors.is_empty() { PATIENCE } else { silence };
+            until = Instant::now() + if waiting.len() > 0 { HEAD_START } else { patience };
         } else if unanswered == 0 {
             return Err(OpenError(errors));
         }
@@ -74,6 +83,7 @@ where
             Ok(Err(error)) => {
                 errors.push(error);
                 unanswered -= 1;
+                until = until.min(Instant::now() + silence);
             }
             Err(_) if waiting.len() > 0 => {}
             Err(_) => {
@@ -144,7 +154,7 @@ pub fn open_in_background(config: &Arc<Config>, number: u32, notify: &Notify) ->
         let began = Instant::now();
         let mut said = false;
         loop {
-            match Session::open(&config, number, &notify) {
+            match Session::open_after(began.elapsed(), &config, number, &notify) {
                 Ok(session) => {
                     // Under the lock: once the search is stopped no session comes into the mailbox any more.
                     let stopped = stop.stopped.lock().unwrap_or_else(PoisonError::into_inner);

@@ -342,7 +342,18 @@ impl Session {
     /// # Errors
     /// What became of each server.
     pub fn open(config: &Config, number: u32, notify: &Notify) -> Result<Session, OpenError> {
-        let (server, granted) = opening::reach(config)?;
+        // Perhaps it is not tried again.
+        Session::open_after(Duration::MAX, config, number, notify)
+    }
+
+    /// As [`Session::open`], when that has been tried for so long: at first a server that is silent is not waited for.
+    pub(crate) fn open_after(
+        away: Duration,
+        config: &Config,
+        number: u32,
+        notify: &Notify,
+    ) -> Result<Session, OpenError> {
+        let (server, granted) = opening::reach(config, away)?;
         let address = server.address;
         Session::open_at(config, server, granted, number, notify)
             .map_err(|why| OpenError(vec![format!("{address}: {why}")]))

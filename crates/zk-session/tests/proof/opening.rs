@@ -211,6 +211,22 @@ fn a_server_that_comes_later_is_found() {
 }
 
 #[test]
+fn a_host_that_is_gone_does_not_hold_up_the_search_while_the_others_elect_a_leader() {
+    let (gone, electing) = (Fake::start(Act::Silent), Fake::start(Act::Refuse));
+    let connect = format!("{},{}", gone.connect_string(), electing.connect_string());
+    let mailbox = Mailbox::new();
+    let _opening = open_in_background(&Arc::new(config(&connect, SECOND * 10)), 1, &mailbox.notify);
+    let early = mailbox.within(ms(400));
+    assert!(early.is_empty(), "{early:?}");
+    let elected = Instant::now();
+    electing.play(Act::Handshake);
+    let Event::Opened(session) = mailbox.event() else { panic!("not opened") };
+    println!("opened {:?} after the election", elected.elapsed());
+    assert!(elected.elapsed() < ms(1500), "{:?}", elected.elapsed());
+    assert_eq!(session.over(), None);
+}
+
+#[test]
 fn a_search_that_is_dropped_finds_nothing() {
     let fake = Fake::start(Act::Refuse);
     let mailbox = Mailbox::new();
