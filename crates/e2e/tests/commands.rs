@@ -286,18 +286,17 @@ fn a_task_starts_after_those_that_it_waits_for_are_done() {
 
 #[test]
 fn the_highest_priority_is_served_first_and_among_equals_the_oldest() {
-    let pair = Pair::with("priority", &["--slots", "1"]);
-    let tree = &pair.tree;
-    let blocker = tree.submit(&format!("{}; {}", pair.note("runs", "blocker"), pair.gate("go")));
-    pair.wait_lines("runs", 1);
-    let submit = |name: &str, priority| tree.submit_with(&pair.note("runs", name), |meta| meta.priority = priority);
+    let bench = Bench::shared("priority");
+    let tree = &bench.tree;
+    let master = bench.master("m:2223").start();
+    master.wait_stderr("took over");
+    let submit = |name: &str, priority| tree.submit_with(&bench.note("runs", name), |meta| meta.priority = priority);
     let tasks =
-        [submit("b1", 0), submit("c", -5), submit("a", 7), submit("b2", 0), tree.submit(&pair.note("runs", "b3"))];
-    pair.master.wait_stderr("assigned");
-    pair.open("go");
+        [submit("b1", 0), submit("c", -5), submit("a", 7), submit("b2", 0), tree.submit(&bench.note("runs", "b3"))];
+    let worker = bench.worker("w").args(["--slots", "1"]).start();
     assert_eq!(tree.wait_all(&tasks), tasks.len());
-    tree.expect(blocker, "done");
-    assert_eq!(pair.lines("runs"), ["blocker", "a", "b1", "b2", "b3", "c"]);
+    assert_eq!(bench.lines("runs"), ["a", "b1", "b2", "b3", "c"]);
+    well(&[&master, &worker]);
 }
 
 #[test]

@@ -306,16 +306,20 @@ fn ignores_hangup(status: &str) -> bool {
 
 /// Has the kernel kill the command when the thread that starts it ends, which must live as long as the process.
 pub fn die_with_parent(command: &mut Command) {
-    let parent = getpid();
-    let ask_the_kernel = move || {
-        set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // The parent may have died before the call.
-        if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::PERM.into()) }
-    };
     #[expect(unsafe_code, reason = "the parent-death signal can only be set by the child itself")]
     // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
     unsafe {
-        command.pre_exec(ask_the_kernel);
+        command.pre_exec(dying_with_parent());
+    }
+}
+
+/// The same, as what the child has to do.
+pub fn dying_with_parent() -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
+    let parent = getpid();
+    move || {
+        set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The parent may have died before the call.
+        if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::PERM.into()) }
     }
 }
 

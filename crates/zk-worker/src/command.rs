@@ -2,10 +2,10 @@
 //! into it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -14,21 +14,21 @@ use crate::identity::Identity;
 use crate::jobs::Start;
 use crate::leftovers;
 use crate::output::Folder;
+use crate::spawn::Spawn;
 
 /// Linux takes no longer argument (`MAX_ARG_STRLEN`, execve(2)), with the NUL at its end: the shell reads a longer command
 /// from a file.
 const LONGEST_ARGUMENT: usize = 128 * 1024;
 
 /// `/bin/sh -c COMMAND` in its folder.
-pub(crate) fn command(start: &Start<'_>, folder: &Folder, run_as: Option<&Identity>) -> io::Result<Command> {
-    let (stdout, stderr) = folder.streams()?;
+pub(crate) fn command(start: &Start<'_>, folder: &Folder, run_as: Option<&Identity>) -> io::Result<Spawn> {
     let mut command = Command::new("/bin/sh");
     if start.task.command.len() < LONGEST_ARGUMENT {
         command.arg("-c").arg(&start.task.command);
     } else {
         command.arg(folder.write_command(&start.task.command)?);
     }
-    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).current_dir(&folder.files);
+    command.current_dir(&folder.files);
     for (key, _) in std::env::vars_os().filter(|(key, _)| !is_inherited(key)) {
         command.env_remove(key);
     }
@@ -48,17 +48,20 @@ pub(crate) fn command(start: &Start<'_>, folder: &Folder, run_as: Option<&Identi
             }
             command.current_dir(cwd);
         }
-        if let Some(stdin) = &meta.stdin {
-            // From a file, so that nobody has to write to a pipe that nobody may read.
-            command.stdin(folder.write_stdin(&stdin.0)?);
-        }
     }
     command.env(leftovers::FOLDER, &folder.path);
     command.env("ZK_TASK", start.name.to_string());
     command.env("ZK_TASK_ATTEMPT", start.attempt.to_string());
     command.env("ZK_TASK_FENCE", start.fence.to_string());
-    begin_afresh(&mut command);
-    Ok(command)
+    let stdin = match start.task.meta.as_ref().and_then(|meta| meta.stdin.as_ref()) {
+        // From a file, so that nobody has to write to a pipe that nobody may read.
+        Some(stdin) => folder.write_stdin(&stdin.0)?,
+        None => File::open("/dev/null")?,
+    };
+    let (stdout, stderr) = folder.streams()?;
+    let mut spawn = Spawn::new(command, [stdin, stdout, stderr]);
+    spawn.then(begin_afresh);
+    Ok(spawn)
 }
 
 /// What systemd tells a service about itself (`systemd.exec(5)`, `sd_notify(3)`, `sd_listen_fds(3)`): a task is not that
@@ -94,31 +97,24 @@ fn is_inherited(key: &OsStr) -> bool {
 /// Linux has signals up to this number (signal(7)).
 const LAST_SIGNAL: i32 = 64;
 
-/// Has a command begin like one of a new login, whoever started the worker and how: no signal is ignored (none is blocked,
-/// std sees to that), files can be read by others, no descriptor is open but the standard streams.
-fn begin_afresh(command: &mut Command) {
-    let afresh = || {
-        umask(Mode::WGRP | Mode::WOTH);
-        for signal in 1..=LAST_SIGNAL {
-            #[expect(unsafe_code, reason = "rustix has no signal(2)")]
-            // SAFETY: no handler is installed. It fails for signals that cannot be ignored and for those of the C library.
-            unsafe {
-                libc::signal(signal, libc::SIG_DFL);
-            }
-        }
-        #[expect(unsafe_code, reason = "rustix has no close_range(2)")]
-        // SAFETY: no descriptor is closed before exec, which those of this process rely on. A kernel before 5.11 refuses,
-        // and what the worker itself has inherited stays open; what it has opened is closed in any case.
+/// Has a command begin like one of a new login, whoever started the worker and how: no signal is ignored (none is blocked
+/// either), files can be read by others, no descriptor is open but the standard streams.
+fn begin_afresh() -> io::Result<()> {
+    umask(Mode::WGRP | Mode::WOTH);
+    for signal in 1..=LAST_SIGNAL {
+        #[expect(unsafe_code, reason = "rustix has no signal(2)")]
+        // SAFETY: no handler is installed. It fails for signals that cannot be ignored and for those of the C library.
         unsafe {
-            libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            libc::signal(signal, libc::SIG_DFL);
         }
-        Ok(())
-    };
-    #[expect(unsafe_code, reason = "only the child itself can change this for the command alone")]
-    // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
-    unsafe {
-        command.pre_exec(afresh);
     }
+    #[expect(unsafe_code, reason = "rustix has no close_range(2)")]
+    // SAFETY: no descriptor is closed before exec, which those of this process rely on. A kernel before 5.11 refuses, and what
+    // the worker itself has inherited stays open; what it has opened is closed in any case.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

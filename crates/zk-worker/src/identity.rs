@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -76,22 +75,17 @@ impl Identity {
         command.env("HOME", &self.home).env("SHELL", &self.shell).env("USER", &self.name).env("LOGNAME", &self.name);
     }
 
-    /// Has a command give up what it is for this user, for good. The kernel forgets then whom it was to die with
+    /// What a process does to give up what it is for this user, for good. The kernel forgets then whom it was to die with
     /// (`PR_SET_PDEATHSIG`): that comes after this.
-    pub(crate) fn assume(&self, command: &mut Command) {
+    pub(crate) fn assume(&self) -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
         let Identity { uid, gid, groups, .. } = self.clone();
-        let assume = move || {
+        move || {
             // The child has one thread.
             set_thread_groups(&groups)?;
             set_thread_res_gid(gid, gid, gid)?;
             set_thread_res_uid(uid, uid, uid)?;
             // Its directory was entered by root.
             Ok(access(".", Access::EXEC_OK)?)
-        };
-        #[expect(unsafe_code, reason = "std cannot set the supplementary groups of a command")]
-        // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.
-        unsafe {
-            command.pre_exec(assume);
         }
     }
 }

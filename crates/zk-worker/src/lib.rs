@@ -31,6 +31,7 @@ mod metrics;
 mod output;
 mod processes;
 mod serve;
+mod spawn;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -12,9 +12,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use zk_session::Session;
 use crate::container::Container;
 use crate::identity::Identity;
 use crate::leftovers::FOLDER;
+use crate::spawn::{self, Spawn};
 
 /// How long killed processes may take to disappear before that is said; a process in the middle of a read from a dead
 /// disk cannot be killed.
@@ -64,6 +65,8 @@ struct Shared {
     /// Whether everything is killed when the leash has run out.
     kill: bool,
     cgroup: Option<Cgroup>,
+    /// Processes can be born in groups below that.
+    born_there: bool,
 }
 
 #[derive(Default)]
@@ -153,7 +156,8 @@ impl Processes {
         expired: impl Fn() + Send + 'static,
     ) -> io::Result<Self> {
         set_child_subreaper(Some(getpid()))?;
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), kill, cgroup });
+        let born_there = cgroup.as_ref().is_some_and(spawn::works_in);
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), kill, cgroup, born_there });
         let (watching, reaping) = (shared.clone(), shared.clone());
         let small = |name: &str| thread::Builder::new().name(name.into()).stack_size(SMALL_STACK);
         small("leash").spawn(move || watch(&watching, &expired))?;
@@ -204,33 +208,28 @@ impl Processes {
 
     /// Starts a command in a container of its own, as this user; the folder of the task is in its environment. Must be called
     /// by the main thread: the kernel kills the command when the thread that started it ends.
-    pub(crate) fn start(&self, mut command: Command, run_as: Option<&Identity>) -> Result<Pid, NotStarted> {
-        let folder = command.get_envs().find(|(key, _)| *key == FOLDER).and_then(|(_, folder)| folder);
+    pub(crate) fn start(&self, mut spawn: Spawn, run_as: Option<&Identity>) -> Result<Pid, NotStarted> {
+        let folder = spawn.command.get_envs().find(|(key, _)| *key == FOLDER).and_then(|(_, folder)| folder);
         let folder = folder.map_or_else(OsString::new, OsString::from);
-        command.process_group(0);
         let name = Path::new(&folder).file_name().unwrap_or_default().to_string_lossy();
         let cgroup = self.shared.cgroup.as_ref().and_then(|all| {
-            let entered = all.child(&name).and_then(|cgroup| {
-                cgroup.enter(&mut command)?;
-                Ok(cgroup)
-            });
-            entered.inspect_err(|error| log::warn!("no control group for {name}, it runs without one: {error}")).ok()
+            let made = all.child(&name);
+            made.inspect_err(|error| log::warn!("no control group for {name}, it runs without one: {error}")).ok()
         });
-        // In this order: a user may not enter the group, and whoever becomes one is not to die with its parent any more.
+        // In this order: whoever becomes another user is not to die with its parent any more.
         if let Some(identity) = run_as {
-            identity.assume(&mut command);
+            spawn.then(identity.assume());
         }
-        zk_cli::die_with_parent(&mut command);
+        spawn.then(zk_cli::dying_with_parent());
         // The lock is held over the spawn, so that the leash cannot run out in between and miss this command; and so that
         // nobody reaps one that could not be executed but `spawn` itself.
         let mut state = self.shared.lock();
         let spawned = match state.leash.is_none() || state.ran_out() {
             true => Err(NotStarted::Expired),
-            false => command.spawn().map_err(NotStarted::Failed),
+            false => spawn.spawn(cgroup.as_ref(), self.shared.born_there).map_err(NotStarted::Failed),
         };
         match spawned {
-            Ok(child) => {
-                let pid = Pid::from_child(&child);
+            Ok(pid) => {
                 state.running.insert(pid.as_raw_nonzero().get(), Container::new(pid, &folder, cgroup));
                 self.shared.changed.notify_all();
                 Ok(pid)
