@@ -136,7 +136,6 @@ fn nothing_but_output_is_served() {
     for target in [
         "/",
         "/tasks",
-        "/metrics",
         "/../../../../etc/passwd",
         "/tasks/../../etc/passwd",
         "/%2e%2e/%2e%2e/etc/passwd",
