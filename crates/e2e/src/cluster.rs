@@ -157,7 +157,10 @@ impl Cluster {
         let mut verdict = evidence::judge(&history, &self.load.runs(), accepted);
         verdict.wrong.append(&mut verdict.beside);
         verdict.wrong.extend(history.wrong);
-        verdict.wrong.extend(history.unsound);
+        // Where nothing broke, it was kept whatever ZooKeeper did.
+        if !verdict.wrong.is_empty() {
+            verdict.wrong.extend(history.unsound);
+        }
         verdict
     }
 
