@@ -2,8 +2,9 @@
 //!
 //! The `zookeeper` crate takes one request at a time from each thread that calls it, and writes each with a system call of
 //! its own: some ten thousand a second. Whoever has to read tens of thousands of znodes, a master that takes over or a
-//! client that lists all tasks, asks for them here: several hundred requests are on their way at any time, and the answers
-//! come in the order of the requests (ZooKeeper Programmer's Guide, Consistency Guarantees).
+//! client that lists all tasks, asks for them here: several hundred reads are on their way at any time, some in each request
+//! (`multiRead`, ZooKeeper 3.6 and later), and the answers come in the order of the requests (ZooKeeper Programmer's Guide,
+//! Consistency Guarantees). A server that cannot do that is asked as everywhere else.
 //!
 //! The connection goes to the server of the session. So what is read here is at least as new as what the session has read
 //! or written before, and whatever changes later fires the watches that the session has set before.
@@ -14,13 +15,21 @@ use crate::Stat;
 use crate::handshake;
 use crate::stream::Server;
 
+/// How many reads are put into one request: most of what a read costs the server is the way of its request. Of more, the answer
+/// could be too large: a znode holds a megabyte.
+const TOGETHER: usize = 16;
+
 /// How many requests are on their way at the most: enough to keep the server busy, and few enough that they and their
-/// answers fit into the buffers of a connection while we write. A server stops reading at 1,000 (`globalOutstandingLimit`).
-const WINDOW: usize = 400;
+/// answers fit into the buffers of a connection while we write.
+const WINDOW: usize = 24;
 
 const GET_DATA: i32 = 4;
 const GET_CHILDREN: i32 = 8;
+const MULTI_READ: i32 = 22; // ZooKeeper 3.6 and later
 const AUTH: i32 = 100;
+
+/// What stands for an error among the answers to several reads (`ZooDefs.OpCode.error`).
+const ERROR: i32 = -1;
 
 /// The numbers of requests that are not ours to choose: notifications, pings, authentication.
 const AUTH_XID: i32 = -4;
@@ -61,13 +70,14 @@ pub(crate) fn read(
         connection.send(&authentication(digest))?;
         while header(&connection.receive(LARGEST)?)?.0 != AUTH_XID {}
     }
+    let groups: Vec<&[String]> = paths.chunks(TOGETHER).collect();
     let (mut sent, mut received) = (0, 0);
-    while received < paths.len() {
+    while received < groups.len() {
         // Half a window is sent at once, so that there is something on its way while it is written.
-        if sent < paths.len() && sent - received <= WINDOW / 2 {
-            let until = paths.len().min(received + WINDOW);
+        if sent < groups.len() && sent - received <= WINDOW / 2 {
+            let until = groups.len().min(received + WINDOW);
             let requests: Vec<Vec<u8>> =
-                (sent..until).map(|index| request(index, what, &paths[index])).collect::<Result<_, _>>()?;
+                (sent..until).map(|index| request(index, what, groups[index])).collect::<Result<_, _>>()?;
             connection.send_all(&requests)?;
             sent = until;
         }
@@ -76,7 +86,13 @@ pub(crate) fn read(
         if usize::try_from(xid) != Ok(received + 1) {
             continue; // a ping's or a notification
         }
-        answered(received, answer(what, code, body)?);
+        if code != 0 {
+            return Err(io::Error::other(format!("the server does not read several znodes at once: {code}")));
+        }
+        let mut input = Input(body);
+        for index in 0..groups[received].len() {
+            answered(received * TOGETHER + index, answer_among(what, &mut input)?);
+        }
         received += 1;
     }
     connection.close_session();
@@ -86,15 +102,22 @@ pub(crate) fn read(
 /// The longest answer: `jute.maxbuffer` bounds what a znode holds, but not how many names of children an answer has.
 const LARGEST: usize = 64 << 20;
 
-fn request(index: usize, what: What, path: &str) -> io::Result<Vec<u8>> {
+/// Several reads as one request (`MultiOperationRecord`): each behind a header that says which it is, and a last header.
+fn request(index: usize, what: What, paths: &[String]) -> io::Result<Vec<u8>> {
     // Counted from 1, and there are no more paths than znodes, whose number is a signed 32 bit one.
     let xid = i32::try_from(index + 1).map_err(io::Error::other)?;
     let opcode = match what {
         What::Data => GET_DATA,
         What::Children => GET_CHILDREN,
     };
-    let length = i32::try_from(path.len()).map_err(io::Error::other)?;
-    Ok([&xid.to_be_bytes()[..], &opcode.to_be_bytes(), &length.to_be_bytes(), path.as_bytes(), &[0]].concat())
+    let part = |opcode: i32, last: bool| [&opcode.to_be_bytes()[..], &[u8::from(last)], &ERROR.to_be_bytes()].concat();
+    let mut request = [xid.to_be_bytes(), MULTI_READ.to_be_bytes()].concat();
+    for path in paths {
+        let length = i32::try_from(path.len()).map_err(io::Error::other)?;
+        request.extend([&part(opcode, false), &length.to_be_bytes()[..], path.as_bytes(), &[0]].concat());
+    }
+    request.extend(part(ERROR, true));
+    Ok(request)
 }
 
 fn authentication(digest: &str) -> Vec<u8> {
@@ -118,12 +141,20 @@ pub(crate) fn decode(bytes: &[u8]) {
     handshake::granted(bytes).ok();
     let Ok((_, code, body)) = header(bytes) else { return };
     for (code, what) in [(code, What::Data), (0, What::Data), (0, What::Children)] {
-        answer(what, code, body).ok();
+        answer(what, code, &mut Input(body)).ok();
+        answer_among(what, &mut Input(body)).ok();
     }
 }
 
-fn answer(what: What, code: i32, body: &[u8]) -> io::Result<Answer> {
-    let mut input = Input(body);
+/// The next one of the answers to several reads.
+fn answer_among(what: What, input: &mut Input<'_>) -> io::Result<Answer> {
+    let (kind, _last, _code) = (input.int()?, input.take(1)?, input.int()?);
+    let code = if kind == ERROR { input.int()? } else { 0 };
+    // Nothing went wrong, and there is nothing: that is the last header.
+    if (kind, code) == (ERROR, 0) { Err(io::ErrorKind::InvalidData.into()) } else { answer(what, code, input) }
+}
+
+fn answer(what: What, code: i32, input: &mut Input<'_>) -> io::Result<Answer> {
     Ok(match (code, what) {
         (0, What::Data) => Answer::Data(input.buffer()?.to_vec(), input.stat()?),
         (0, What::Children) => {
@@ -186,12 +217,12 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        assert_eq!(answer(What::Data, NO_NODE, &[]).unwrap(), Answer::NoNode);
-        assert_eq!(answer(What::Children, -102, &[]).unwrap(), Answer::Refused(-102));
+        assert_eq!(answer(What::Data, NO_NODE, &mut Input(&[])).unwrap(), Answer::NoNode);
+        assert_eq!(answer(What::Children, -102, &mut Input(&[])).unwrap(), Answer::Refused(-102));
         let names = [&2_i32.to_be_bytes()[..], &1_i32.to_be_bytes(), b"a", &2_i32.to_be_bytes(), b"bc"].concat();
         let children = vec!["a".to_owned(), "bc".to_owned()];
-        assert_eq!(answer(What::Children, 0, &names).unwrap(), Answer::Children(children));
-        assert!(answer(What::Data, 0, &names[..5]).is_err());
+        assert_eq!(answer(What::Children, 0, &mut Input(&names)).unwrap(), Answer::Children(children));
+        assert!(answer(What::Data, 0, &mut Input(&names[..5])).is_err());
     }
 
     proptest! {
