@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use zk_guard::{Duties, Line, Side};
 use zk_http::{Listen, ListenError, Pulse, Ready, Unwell};
-use zk_session::{Change, Event, Notify, Opening, Others, Session, SessionId};
+use zk_session::{Change, Event, Following, Notify, Opening, Others, Session, SessionId};
 use znode_paths::{Address, Instance, Live, LiveName, Role, paths};
 
 pub use args::Args;
@@ -153,8 +153,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
         sessions: 0,
         notify,
         pause: FIRST_PAUSE,
-        watched: None,
-        old_server: false,
+        following: Following::default(),
     };
     let mut state = master.seek(Duration::ZERO);
     loop {
@@ -255,10 +254,7 @@ struct Master {
     sessions: u32,
     notify: Notify,
     pause: Duration,
-    /// The number of the session on which there are watches on all below `/tasks` and `/assign`.
-    watched: Option<u32>,
-    /// The last session ended when it was asked for these watches.
-    old_server: bool,
+    following: Following,
 }
 
 impl Master {
@@ -351,7 +347,7 @@ impl Master {
                 {
                     return self.give_up(session, &error);
                 }
-                match self.watch_below(&session) {
+                match self.following.start(&session, &[paths::TASKS, paths::ASSIGN]) {
                     Ok(below) => self.reign(session, Box::new(Reading::new(fence, below))),
                     Err(error) => self.give_up(session, &error),
                 }
@@ -365,29 +361,6 @@ impl Master {
             }
             Err(error) => self.give_up(session, &error),
         }
-    }
-
-    /// Whether from now on there are watches on all below `/tasks` and `/assign`. They came with ZooKeeper 3.6, and an older
-    /// server may end the session over the question: then it is not asked on the next one.
-    fn watch_below(&mut self, session: &Session) -> Result<bool, zk_session::Error> {
-        if self.watched == Some(session.number()) {
-            return Ok(true);
-        }
-        if std::mem::take(&mut self.old_server) {
-            return Ok(false);
-        }
-        for path in [paths::TASKS, paths::ASSIGN] {
-            match session.watch_below(path) {
-                Ok(()) => {}
-                Err(zk_session::Error::Refused { .. }) => return Ok(false),
-                Err(error) => {
-                    self.old_server = true;
-                    return Err(error);
-                }
-            }
-        }
-        self.watched = Some(session.number());
-        Ok(true)
     }
 
     /// Whether submitters have an identity of their own.

@@ -169,7 +169,7 @@ impl Connection {
 
     /// Registers, as far as the tree is there; sets the watches that say when to go on.
     fn register(&mut self, life: &mut Life, jobs: &Jobs) -> Result<(), Error> {
-        let (session, name) = (&self.session, &life.config.name.clone());
+        let (session, name) = (&self.session, &life.config.name);
         let before = std::mem::replace(&mut self.registration, Registration::Waiting);
         if session.stat(paths::WORKERS, true)?.is_none() {
             log::info!("waiting for a master to set up {}", paths::WORKERS);
@@ -216,9 +216,7 @@ impl Connection {
             }
             Err(error) => return Err(error),
         }
-        if !self.follows {
-            self.follows = follow(&self.session, &paths::assignments(&life.config.name), &mut life.old_server)?;
-        }
+        self.follows = life.following.start(&self.session, &[&paths::assignments(name)])?;
         self.registration = Registration::Registered;
         (self.desk, self.desk_stale) = (None, true);
         self.settled.clear();
@@ -635,22 +633,6 @@ fn facts(data: &[u8], stat: Stat, children: &[String], life: &Life) -> Option<(T
     });
     let task = task.map_err(|why| facts.refused = Some(why)).ok();
     Some((facts, task))
-}
-
-/// Whether from now on there is a watch on all below a znode. Such watches came with ZooKeeper 3.6, and an older server may
-/// end the session over the question: then it is not asked on the next one.
-fn follow(session: &Session, path: &str, old_server: &mut bool) -> Result<bool, Error> {
-    if std::mem::take(old_server) {
-        return Ok(false);
-    }
-    match session.watch_below(path) {
-        Ok(()) => Ok(true),
-        Err(Error::Refused { .. }) => Ok(false),
-        Err(error) => {
-            *old_server = true;
-            Err(error)
-        }
-    }
 }
 
 fn kind(record: &Attempt) -> &'static str {

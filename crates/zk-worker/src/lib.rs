@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use zk_guard::{Cgroup, Duties, Line, Side};
 use zk_http::{Listen, ListenError, Pulse, Ready, Unwell};
-use zk_session::{Event, Notify, Opening};
+use zk_session::{Event, Following, Notify, Opening};
 use znode_paths::{Address, Instance, WorkerName};
 
 pub use args::{Args, OnLost};
@@ -227,7 +227,15 @@ fn serve(config: Config, guard: Line, cgroup: Option<Cgroup>) -> Result<(), Erro
     let mut worker = Worker {
         session: Arc::new(zk_session::Config { witness: Some(Arc::new(guard.clone())), ..config.session.clone() }),
         guard,
-        life: Life { config, outputs, metrics, instance, instances, leaving: Leaving::No, old_server: false },
+        life: Life {
+            config,
+            outputs,
+            metrics,
+            instance,
+            instances,
+            leaving: Leaving::No,
+            following: Following::default(),
+        },
         held,
         jobs: Jobs::new(processes),
         link: Link::Down { from: Instant::now(), opening: None },
@@ -258,8 +266,7 @@ struct Life {
     /// All that this process has been, the present one included, and those who held its work dir before, who are dead.
     instances: Vec<Instance>,
     leaving: Leaving,
-    /// The last session ended when it was asked for a watch on all below a znode.
-    old_server: bool,
+    following: Following,
 }
 
 enum Link {

@@ -1,0 +1,40 @@
+//! Watches on all below some znodes, where the servers know of such: they came with ZooKeeper 3.6.
+
+use crate::{Error, Session};
+
+/// Whether a process has such watches, from one session to the next.
+#[derive(Debug, Default)]
+pub struct Following {
+    /// The number of the session on which they are.
+    on: Option<u32>,
+    /// The last session ended when it was asked for them: an older server may do that.
+    ended: bool,
+}
+
+impl Following {
+    /// Whether there are such watches on this session from now on. Where the question has ended the session before, it is not
+    /// asked on this one.
+    ///
+    /// # Errors
+    /// As [`Session::watch_below`], but for [`Error::Refused`].
+    pub fn start(&mut self, session: &Session, paths: &[&str]) -> Result<bool, Error> {
+        if self.on == Some(session.number()) {
+            return Ok(true);
+        }
+        if std::mem::take(&mut self.ended) {
+            return Ok(false);
+        }
+        for path in paths {
+            match session.watch_below(path) {
+                Ok(()) => {}
+                Err(Error::Refused { .. }) => return Ok(false),
+                Err(error) => {
+                    self.ended = true;
+                    return Err(error);
+                }
+            }
+        }
+        self.on = Some(session.number());
+        Ok(true)
+    }
+}
