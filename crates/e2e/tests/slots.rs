@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use common::{Bench, Pair, SECOND, never_panicked, well};
 use e2e::{Daemon, Signal, stays, wait_for, wait_within};
-use znode_paths::{Assignment, TaskName, paths};
+use znode_paths::{Assignment, AssignmentMeta, TaskName, Worker, paths};
 
 /// Waits until so many tasks are on a worker's desk.
 #[track_caller]
@@ -84,6 +84,47 @@ fn what_waits_behind_long_tasks_goes_back_to_the_queue_after_a_second() {
     for task in waits {
         assert_eq!(pair.tree.children(&paths::task(&task)), ["status"], "no attempt was lost");
     }
+}
+
+#[test]
+fn of_what_waits_at_a_worker_the_highest_priority_is_started_first() {
+    const EPOCH: i64 = 7;
+    let bench = Bench::shared("order");
+    let tree = &bench.tree;
+    tree.make(&["/workers", "/assign", "/tasks"]);
+    tree.create(paths::EPOCH, EPOCH.to_string());
+    let worker = bench.worker("w").args(["--slots", "1"]).start();
+    tree.wait_worker("w");
+    let instance = Worker::decode(&tree.data("/workers/w").unwrap()).unwrap().instance();
+    // The test is the primary.
+    let assign = |task: TaskName, priority| {
+        let czxid = tree.stat(&paths::task(&task)).unwrap().czxid;
+        let meta = AssignmentMeta { priority, ..AssignmentMeta::new(instance, EPOCH, 1, czxid) };
+        let path = paths::assignment(&"w".parse().unwrap(), &task);
+        tree.create(&path, Assignment { meta: Some(meta.clone()) }.encode());
+        (path, meta)
+    };
+    let long = tree.submit_with(&format!("{}; {}", bench.note("runs", "long"), bench.gate("go")), |_| ());
+    assign(long, 0);
+    bench.wait_lines("runs", 1);
+    let tasks = [("low", 0), ("high", 5), ("last", 9)].map(|(name, priority)| {
+        let task = tree.submit_with(&bench.note("runs", name), |meta| meta.priority = priority);
+        (task, assign(task, priority))
+    });
+    // When it has answered this, it has heard of the others.
+    let (_, (path, meta)) = &tasks[2];
+    let recalled = Assignment { meta: Some(AssignmentMeta { recalled: true, ..meta.clone() }) };
+    tree.ask(|session| session.write(path, &recalled.encode(), None)).unwrap();
+    wait_for("the answer", || match Assignment::decode(&tree.data(path).unwrap()).meta {
+        Some(meta) if meta.returned => Ok(()),
+        meta => Err(format!("{meta:?}")),
+    });
+    bench.open("go");
+    for task in [long, tasks[0].0, tasks[1].0] {
+        tree.expect(task, "done");
+    }
+    assert_eq!(bench.lines("runs"), ["long", "high", "low"]);
+    well(&[&worker]);
 }
 
 #[test]

@@ -420,6 +420,20 @@ mod tests {
     }
 
     #[test]
+    fn folders_that_are_not_known_by_name_go_when_they_are_too_old_too() {
+        let work_dir = tempfile::tempdir().unwrap();
+        for number in 0..KNOWN + 10 {
+            let folder = folder(u32::try_from(number).unwrap());
+            fs::create_dir(work_dir.path().join(folder.to_string())).unwrap();
+        }
+        // Nothing will end any more: it does what is to be done now.
+        let (_, ended) = std::sync::mpsc::channel();
+        keep_house(work_dir.path(), &ended, Keep { age: Duration::ZERO, bytes: 0 }, &|_| false).unwrap();
+        let left = fs::read_dir(work_dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), [".trash"]);
+    }
+
+    #[test]
     fn whatever_a_task_made_is_removed_and_nothing_that_it_points_to() {
         let work_dir = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
