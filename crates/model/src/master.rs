@@ -175,7 +175,9 @@ impl Master {
             Step::Finish(name, status) => {
                 already(io.write(|| Request::Create(Path::Status(*name), Data::Status(status.outcome.clone())))?)
             }
-            Step::Unassign(worker, name, before) => unassign(io, Path::Assignment(worker_of(worker), *name), before)?,
+            Step::Unassign(worker, name, before) => {
+                unassign(io, Path::Assignment(worker_of(worker), *name), before.as_ref())?
+            }
             Step::Assign(worker, name, meta) => {
                 let data = || Data::Assignment(Assignment { meta: Some(meta.clone()) });
                 io.write(|| Request::Create(Path::Assignment(worker_of(worker), *name), data()))?
@@ -243,8 +245,9 @@ pub(crate) fn introduce(io: &mut Io<'_>, instance: Instance, instances: &[Instan
     Ok(())
 }
 
-/// As `zk-master`'s `execute::unassign`.
-fn unassign(io: &mut Io<'_>, path: Path, before: &Assignment) -> Result<Result<(), Refusal>, Ask> {
+/// As `zk-master`'s `execute::unassign`, or as it deletes what belongs to a task that has ended.
+fn unassign(io: &mut Io<'_>, path: Path, before: Option<&Assignment>) -> Result<Result<(), Refusal>, Ask> {
+    let Some(before) = before else { return Ok(gone(io.write(|| Request::Delete(path, None))?)) };
     match io.get(path)? {
         Some(node) if node.data == Data::Assignment(before.clone()) => {
             Ok(gone(io.write(|| Request::Delete(path, Some(node.version)))?))

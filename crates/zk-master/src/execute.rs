@@ -72,7 +72,8 @@ pub fn carry_out_step(session: &Session, step: &Step) -> Result<(), Error> {
         Step::Finish(task, status) => {
             already(session.create(&paths::status(task), &status.encode(), Kind::Persistent).map(drop))
         }
-        Step::Unassign(worker, task, assignment) => unassign(session, &paths::assignment(worker, task), assignment),
+        Step::Unassign(worker, task, Some(before)) => unassign(session, &paths::assignment(worker, task), before),
+        Step::Unassign(worker, task, None) => gone(session.delete(&paths::assignment(worker, task), None)),
         Step::Assign(worker, task, meta) => {
             let data = Assignment { meta: Some(meta.clone()) }.encode();
             session.create(&paths::assignment(worker, task), &data, Kind::Persistent).map(drop)

@@ -10,10 +10,11 @@
 //!   number in the assignment. Assigned again only in a later plan, when the assignment is seen to be gone.
 //! * A status is never written by the primary while the task may run: only when its worker is lost (and so its processes
 //!   are dead), when it never started, or when it is a worker registered by hand that cannot be asked.
-//! * An assignment is deleted only when its worker is lost, its task is gone or has a status, or its worker returned it; and
-//!   only if it still is the one about which that was decided. A primary whose `/master` somebody deleted by hand still has
-//!   its session, and the next one may have made another at the same path. ZooKeeper cannot compare and delete at once (all
-//!   versions are 0), so it is read right before: what remains is a delete that is on its way while all of this happens.
+//! * An assignment is deleted only when its worker is lost, its task is gone or has a status, or its worker returned it; and,
+//!   unless its task has ended and needs none, only if it still is the one about which that was decided. A primary whose
+//!   `/master` somebody deleted by hand still has its session, and the next one may have made another at the same path.
+//!   ZooKeeper cannot compare and delete at once (all versions are 0), so it is read right before: what remains is a delete
+//!   that is on its way while all of this happens.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,8 +54,8 @@ pub enum Step {
     Record(TaskName, u32, Attempt),
     /// Create the task's status, if absent.
     Finish(TaskName, Status),
-    /// Delete an assignment, if it still is this one.
-    Unassign(WorkerName, TaskName, Assignment),
+    /// Delete an assignment, if it still is this one; whichever it is, where its task has ended.
+    Unassign(WorkerName, TaskName, Option<Assignment>),
     /// Create an assignment.
     Assign(WorkerName, TaskName, AssignmentMeta),
     /// Write this over an assignment, if nothing but that it is recalled has changed.
@@ -210,13 +211,13 @@ pub fn held_task(
     assignment: &Assignment,
     living: &BTreeSet<Instance>,
 ) -> Chain {
-    let unassign = Step::Unassign(worker.clone(), name, assignment.clone());
+    let unassign = Step::Unassign(worker.clone(), name, Some(assignment.clone()));
     let Some(known) = view.tasks.get(&name) else {
         return if view.unread.contains(&name) { Vec::new() } else { vec![unassign] };
     };
     let another = assignment.meta.as_ref().is_some_and(|meta| meta.task != known.czxid);
     let returned = assignment.meta.as_ref().is_some_and(|meta| meta.returned);
-    let Stage::Open(open) = &known.stage else { return vec![unassign] };
+    let Stage::Open(open) = &known.stage else { return vec![Step::Unassign(worker.clone(), name, None)] };
     if another || returned {
         return vec![unassign];
     }
