@@ -10,7 +10,7 @@ use std::collections::{BinaryHeap, VecDeque};
 /// Requests of a task until it is there, until it runs, for its status, and afterwards: writes and reads. The table in
 /// docs/performance.md says which.
 const SUBMIT: (f64, f64) = (1.0, 1.0);
-const START: (f64, f64) = (1.0, 5.5);
+const START: (f64, f64) = (1.0, 4.5);
 const STATUS: (f64, f64) = (1.0, 1.0);
 const AFTERWARDS: (f64, f64) = (4.0, 4.0);
 
