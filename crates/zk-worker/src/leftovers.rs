@@ -173,6 +173,10 @@ mod tests {
         let (ours, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let start = |dir: &Path| Command::new("sleep").arg("100").env(FOLDER, dir.join("task-1.2")).spawn().unwrap();
         let (mut leftover, mut other) = (start(ours.path()), start(others.path()));
+        // Whoever starts a program goes on a moment before its environment can be read.
+        while [&ours, &others].iter().any(|dir| running(dir.path()).is_empty()) {
+            std::thread::yield_now();
+        }
         kill(ours.path());
         assert!(!leftover.wait().unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
