@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Txn;
+use crate::{Txn, txnlog::spread};
 
 /// What one server has on its disk, and what it said.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +66,7 @@ pub fn join(parts: &[Part]) -> (Vec<Txn>, Vec<String>) {
             "ZooKeeper's server {id} found {times} times that its tree is not the leader's (digest mismatch)"
         ));
     }
-    (joined.into_values().cloned().collect(), wrong)
+    (spread(joined.into_values().cloned().collect()), wrong)
 }
 
 /// What of that which is between these two a majority had: from where to where.

@@ -257,6 +257,11 @@ impl Server {
     #[must_use]
     #[track_caller]
     pub fn transactions(&self) -> Vec<Txn> {
+        txnlog::spread(self.logged())
+    }
+
+    #[track_caller]
+    fn logged(&self) -> Vec<Txn> {
         txnlog::read(&self.data_dir()).expect("the transaction log is readable")
     }
 
@@ -264,7 +269,7 @@ impl Server {
     #[must_use]
     #[track_caller]
     pub fn part(&self) -> Part {
-        Part { txns: self.transactions(), ..Part::default() }.with_log(&self.log())
+        Part { txns: self.logged(), ..Part::default() }.with_log(&self.log())
     }
 
     /// The server's own log.

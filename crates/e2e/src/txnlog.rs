@@ -3,7 +3,7 @@
 //! The log is the only witness that does not depend on a client: it holds every change, with its session, also of nodes that
 //! are gone again. Everything that was acknowledged is in the file; a transaction that is being written is left out.
 
-use std::{fs, io, path::Path};
+use std::{collections::HashMap, fs, io, path::Path};
 
 use crate::jute::Input;
 
@@ -48,8 +48,13 @@ pub enum TxnKind {
     },
     /// A request that was refused, with ZooKeeper's error code (-110: node exists). It changed nothing.
     Error(i32),
+    /// Demanded that there is a znode, as part of several changes at once.
+    Check {
+        /// Where.
+        path: String,
+    },
     /// Several changes at once.
-    Multi,
+    Multi(Vec<TxnKind>),
     /// Anything else, with ZooKeeper's operation code.
     Other(i32),
 }
@@ -71,6 +76,30 @@ pub fn read(data_dir: &Path) -> io::Result<Vec<Txn>> {
         txns.extend(parse(&fs::read(path)?));
     }
     Ok(txns)
+}
+
+/// With each of several changes at once as a transaction of its own. Where they demand that there is a znode, they are those of the
+/// session that made it: our sessions write so that have a node of their own, over another connection.
+#[must_use]
+pub fn spread(txns: Vec<Txn>) -> Vec<Txn> {
+    let mut makers: HashMap<String, i64> = HashMap::new();
+    let mut spread = Vec::with_capacity(txns.len());
+    for txn in txns {
+        let Txn { session, zxid, time_ms, kind } = txn;
+        let kinds = if let TxnKind::Multi(kinds) = kind { kinds } else { vec![kind] };
+        let demanded = kinds.iter().find_map(|kind| match kind {
+            TxnKind::Check { path } => makers.get(path),
+            _ => None,
+        });
+        let session = demanded.copied().unwrap_or(session);
+        for kind in kinds {
+            if let TxnKind::Create { path, .. } = &kind {
+                makers.insert(path.clone(), session);
+            }
+            spread.push(Txn { session, zxid, time_ms, kind });
+        }
+    }
+    spread
 }
 
 /// Reads one log file as far as it is whole: to the zeros behind its end, or to a transaction that was cut off.
@@ -109,7 +138,15 @@ fn kind(code: i32, body: &mut Input<'_>) -> Option<TxnKind> {
         2 | 20 => TxnKind::Delete { path: body.string()? },
         5 => TxnKind::SetData { path: body.string()?, data: body.buffer()?.to_vec() },
         -1 => TxnKind::Error(body.int()?),
-        14 => TxnKind::Multi,
+        13 => TxnKind::Check { path: body.string()? },
+        14 => {
+            let parts = 0..body.int()?;
+            let part = |_| {
+                let code = body.int()?;
+                kind(code, &mut Input(body.buffer()?))
+            };
+            TxnKind::Multi(parts.map(part).collect::<Option<_>>()?)
+        }
         other => TxnKind::Other(other),
     })
 }

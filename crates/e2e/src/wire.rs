@@ -1,5 +1,6 @@
 //! A wire between programs and a server, which a test can hold at a very request: the moment between two writes of a daemon,
-//! which no kill by the clock ever hits.
+//! which no kill by the clock ever hits. For there to be such moments, it refuses requests for several things at once, as a server
+//! would that knows of none: then they are done one by one.
 
 use std::{
     io::{self, Read, Write},
@@ -8,7 +9,12 @@ use std::{
     thread,
 };
 
-use crate::{Port, jute::Input, process::lock, wait};
+use crate::{
+    Port,
+    jute::{Input, Output},
+    process::lock,
+    wait,
+};
 
 /// What a client asks for, as far as it is about a znode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,12 +155,28 @@ fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared) -> io::Result<
     while let Ok(frame) = frame(&mut client) {
         // What a client says first is no request.
         lost = lost || greeted && !shared.pass(connection, Request::of(&frame[4..]));
+        if greeted && let Some(refusal) = refusal(&frame[4..]) {
+            client.write_all(&refusal)?;
+            continue;
+        }
         greeted = true;
         if !lost {
             server.write_all(&frame)?;
         }
     }
     server.shutdown(Shutdown::Both)
+}
+
+/// The answer to a request for several things at once, with its length. No other answers come over the connections that these are made
+/// on, so none is on its way now.
+fn refusal(request: &[u8]) -> Option<Vec<u8>> {
+    const MULTI: i32 = 14;
+    const MULTI_READ: i32 = 22;
+    const UNIMPLEMENTED: i32 = -6;
+    let mut input = Input(request);
+    let xid = input.int()?;
+    [MULTI, MULTI_READ].contains(&input.int()?).then_some(())?;
+    Some(Output::default().int(16).int(xid).long(0).int(UNIMPLEMENTED).0)
 }
 
 /// The next frame, with its length.

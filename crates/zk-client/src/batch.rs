@@ -14,7 +14,7 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use zk_session::{Error as Refusal, Event, Session, in_parallel};
+use zk_session::{Error as Refusal, Event, Session, Stat, Write, in_parallel};
 use znode_paths::paths::{self, TASKS, TaskChild, task_child};
 use znode_paths::{MAX_DATA, Outcome, Since, Status, Task, TaskName};
 
@@ -164,26 +164,41 @@ enum Look {
     Ended(i64, Box<Status>),
 }
 
-/// Looks whether a task has ended, and sets the watch that says when to look again. Where that watch has fired, the status is
+/// Looks whether tasks have ended, and sets the watches that say when to look again. Where such a watch has fired, the status is
 /// mostly there.
-fn look_at(session: &Session, task: TaskName, watched: bool) -> Result<Look, Refusal> {
-    if watched && let Some(ended) = look_for_status(session, task)? {
-        return Ok(ended);
+fn look_at(session: &Session, tasks: &[TaskName], watched: impl Fn(&TaskName) -> bool) -> Result<Vec<Look>, Refusal> {
+    let fired: Vec<TaskName> = tasks.iter().filter(|task| watched(task)).copied().collect();
+    let found = fired.iter().copied().zip(statuses(session, &fired)?);
+    let mut found: BTreeMap<TaskName, Look> = found.filter_map(|(task, look)| Some((task, look?))).collect();
+    let others: Vec<TaskName> = tasks.iter().filter(|task| !found.contains_key(task)).copied().collect();
+    let ended = |task: &TaskName| -> Result<Option<bool>, Refusal> {
+        let children = session.children(&paths::task(task), true)?;
+        Ok(children.map(|names| names.iter().any(|name| task_child(name) == Some(TaskChild::Status))))
+    };
+    let mut late = Vec::new();
+    for (task, ended) in others.iter().zip(in_parallel(&others, ended)) {
+        match ended? {
+            None => _ = found.insert(*task, Look::Gone),
+            Some(false) => _ = found.insert(*task, Look::Open),
+            Some(true) => late.push(*task),
+        }
     }
-    let Some(children) = session.children(&paths::task(&task), true)? else { return Ok(Look::Gone) };
-    if !children.iter().any(|child| task_child(child) == Some(TaskChild::Status)) {
-        return Ok(Look::Open);
-    }
-    Ok(look_for_status(session, task)?.unwrap_or(Look::Gone))
+    let ended = statuses(session, &late)?.into_iter().map(|look| look.unwrap_or(Look::Gone));
+    found.extend(late.into_iter().zip(ended));
+    Ok(tasks.iter().filter_map(|task| found.remove(task)).collect())
 }
 
-fn look_for_status(session: &Session, task: TaskName) -> Result<Option<Look>, Refusal> {
-    let Some((data, stat)) = session.read(&paths::status(&task), false)? else { return Ok(None) };
-    let mut status = Status::decode(&data);
-    if let Some(meta) = &mut status.meta {
-        (meta.stdout, meta.stderr) = (None, None);
-    }
-    Ok(Some(Look::Ended(stat.czxid, Box::new(status))))
+fn statuses(session: &Session, tasks: &[TaskName]) -> Result<Vec<Option<Look>>, Refusal> {
+    let paths: Vec<String> = tasks.iter().map(paths::status).collect();
+    let look = |read: Option<(Vec<u8>, Stat)>| {
+        let (data, stat) = read?;
+        let mut status = Status::decode(&data);
+        if let Some(meta) = &mut status.meta {
+            (meta.stdout, meta.stderr) = (None, None);
+        }
+        Some(Look::Ended(stat.czxid, Box::new(status)))
+    };
+    session.read_each(&paths, look).into_iter().collect()
 }
 
 struct Work {
@@ -349,9 +364,9 @@ impl Work {
         }
         let stale = self.tasks.take_stale();
         let mut ended = Vec::new();
-        let watched = |task| self.running.get(task).is_some_and(|job| job.watched);
-        for (task, look) in stale.iter().zip(in_parallel(&stale, |task| look_at(session, *task, watched(task)))) {
-            match look? {
+        let watched = |task: &TaskName| self.running.get(task).is_some_and(|job| job.watched);
+        for (task, look) in stale.iter().zip(look_at(session, &stale, watched)?) {
+            match look {
                 Look::Open => _ = self.running.get_mut(task).map(|job| job.watched = true),
                 Look::Gone => {
                     if let Some(job) = self.close(*task) {
@@ -380,7 +395,7 @@ impl Work {
         Ok(())
     }
 
-    /// Creates what waits, as far as there is room in the queue. Several at a time, so their numbers are only about in the
+    /// Creates what waits, as far as there is room in the queue. Several at a time, so their numbers may be only about in the
     /// order of the lines.
     fn create(&mut self, connection: &Connection, session: &Session) -> Result<(), Error> {
         if self.waiting.is_empty() {
@@ -396,7 +411,7 @@ impl Work {
         let tasks = usize::try_from(stat.children).unwrap_or(0);
         let room = self.batch.max_queue.saturating_add(1).saturating_sub(tasks).min(self.waiting.len());
         let keys = connection.task_keys();
-        let results = in_parallel(&self.waiting[..room], |job| submit::create(session, &job.task, keys));
+        let results = submit::create_each(session, self.waiting[..room].iter().map(|job| &job.task), keys);
         let mut left = self.waiting.split_off(room);
         let (mut lost, mut unsure) = (None, false);
         for (mut job, result) in std::mem::take(&mut self.waiting).into_iter().zip(results) {
@@ -480,7 +495,15 @@ impl Work {
             output::results(json, &lines, |lines| lines.iter().map(render::ended_with_command).collect())
         })?;
         // Only as it was created: what somebody else has written to is not touched.
-        for marked in in_parallel(&marks, |(path, mark)| session.write(path, mark, Some(0))) {
+        let write = |(path, data): &(String, Vec<u8>)| {
+            vec![Write::Data { path: path.clone(), data: data.clone(), version: Some(0) }]
+        };
+        let committed = session.commit_each(&marks.iter().map(write).collect::<Vec<_>>());
+        // A session that is lost is noticed soon enough.
+        let committed = committed.unwrap_or_else(|_| vec![None; marks.len()]).into_iter();
+        let others = marks.into_iter().zip(committed).filter(|(_, committed)| committed.is_none());
+        let others: Vec<(String, Vec<u8>)> = others.map(|(mark, _)| mark).collect();
+        for marked in in_parallel(&others, |(path, mark)| session.write(path, mark, Some(0))) {
             match marked {
                 // What is not marked goes when it is old enough. Submitters may not write to it.
                 Ok(_)

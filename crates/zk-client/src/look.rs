@@ -78,7 +78,8 @@ pub(crate) fn tasks(session: &Session) -> Result<Vec<TaskSeen>, Error> {
     let read = session.read_each(&task_paths(&names), |read| {
         let (data, stat) = read?;
         Some((decode(&data)?, stat))
-    })?;
+    });
+    let read: Vec<Option<(Task, Stat)>> = read.into_iter().collect::<Result<_, _>>()?;
     let there = names.into_iter().zip(read).filter_map(|(name, read)| Some((name, read?)));
     let there: Vec<(TaskName, (Task, Stat))> = there.collect();
     let mut statuses = statuses(session, there.iter().map(|(name, (_, stat))| (*name, *stat)))?;
@@ -92,7 +93,8 @@ pub(crate) fn tasks(session: &Session) -> Result<Vec<TaskSeen>, Error> {
 /// Reads how all tasks ended: name, czxid and the word, if any.
 pub(crate) fn outcomes(session: &Session) -> Result<Vec<(TaskName, i64, Option<Outcome>)>, Error> {
     let names = all_tasks(session)?;
-    let stats = session.read_each(&task_paths(&names), |read| read.map(|(_, stat)| stat))?;
+    let stats = session.read_each(&task_paths(&names), |read| read.map(|(_, stat)| stat));
+    let stats: Vec<Option<Stat>> = stats.into_iter().collect::<Result<_, _>>()?;
     let there: Vec<(TaskName, Stat)> = names.into_iter().zip(stats).filter_map(|(n, stat)| Some((n, stat?))).collect();
     let mut statuses = statuses(session, there.iter().copied())?;
     Ok(there.into_iter().map(|(n, stat)| (n, stat.czxid, statuses.remove(&n).map(|status| status.outcome))).collect())
@@ -119,7 +121,8 @@ fn statuses(
             (meta.stdout, meta.stderr) = (None, None);
         }
         Some(status)
-    })?;
+    });
+    let read: Vec<Option<Status>> = read.into_iter().collect::<Result<_, _>>()?;
     Ok(names.into_iter().zip(read).filter_map(|(name, status)| Some((name, status?))).collect())
 }
 

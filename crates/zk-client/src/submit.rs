@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use zk_session::{Kind, Session, Stat};
+use zk_session::{Kind, Session, Stat, Write, in_parallel};
 use znode_paths::paths::{self, Place};
 use znode_paths::{DecodeError, Format, Since, Task, TaskKeys, TaskMeta, TaskName, paths::TASKS};
 
@@ -76,12 +76,43 @@ pub(crate) fn submit(
     }
 }
 
-/// Signs it, as long as it is new. ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it
-/// refuses, again and again. Any other child makes it count on.
+/// Creates the task.
 pub(crate) fn create(session: &Session, task: &Task, keys: Option<&TaskKeys>) -> Result<String, zk_session::Error> {
-    let data = keys.map_or_else(|| task.encode(), |keys| keys.sign(task, zk_cli::now_ms()).encode());
+    create_as(session, &signed(task, keys))
+}
+
+/// Creates tasks, in their order where that can be had.
+pub(crate) fn create_each<'a>(
+    session: &Session,
+    tasks: impl Iterator<Item = &'a Task>,
+    keys: Option<&TaskKeys>,
+) -> Vec<Result<String, zk_session::Error>> {
+    let data: Vec<Vec<u8>> = tasks.map(|task| signed(task, keys)).collect();
+    let create =
+        |data: &Vec<u8>| Write::Create { path: paths::NEW_TASK.to_owned(), data: data.clone(), sequential: true };
+    match session.commit_each(&data.iter().map(|data| vec![create(data)]).collect::<Vec<_>>()) {
+        // Any of them may be there.
+        Err(error) => data.iter().map(|_| Err(error.clone())).collect(),
+        Ok(made) => {
+            let tried: Vec<(Vec<u8>, Option<Vec<String>>)> = data.into_iter().zip(made).collect();
+            in_parallel(&tried, |(data, made)| match made.as_deref() {
+                Some([path]) => Ok(path.clone()),
+                _ => create_as(session, data),
+            })
+        }
+    }
+}
+
+/// What is signed is signed as long as it is new.
+fn signed(task: &Task, keys: Option<&TaskKeys>) -> Vec<u8> {
+    keys.map_or_else(|| task.encode(), |keys| keys.sign(task, zk_cli::now_ms()).encode())
+}
+
+/// ZooKeeper makes the number from the count of children ever created, and where somebody took that name by hand it refuses, again
+/// and again. Any other child makes it count on.
+fn create_as(session: &Session, data: &[u8]) -> Result<String, zk_session::Error> {
     loop {
-        match session.create(paths::NEW_TASK, &data, Kind::Sequential) {
+        match session.create(paths::NEW_TASK, data, Kind::Sequential) {
             Err(zk_session::Error::NodeExists(_)) => {
                 let skipped = format!("{TASKS}/skipped-{:016x}", zk_cli::random());
                 session.create(&skipped, b"", Kind::Ephemeral)?;

@@ -1,7 +1,12 @@
 //! Carries out a [`Plan`]: no decisions live here.
+//!
+//! A chain is done step by step, and stops where one fails. Where there is much to do, the chains are tried as transactions
+//! before that, several with one request: it is as if all the steps of a chain were taken at once, or none yet.
 
-use zk_session::{Error, Kind, Session, in_parallel};
-use znode_paths::{Assignment, AssignmentMeta, Key, Task, TaskMeta, paths};
+use std::collections::BTreeMap;
+
+use zk_session::{Error, Kind, Session, Write, in_parallel};
+use znode_paths::{Assignment, AssignmentMeta, Key, Task, TaskMeta, TaskName, paths};
 
 use crate::metrics::Metrics;
 use crate::plan::{Chain, Plan, Removal, Step};
@@ -21,7 +26,15 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, met
             metrics.assigned(*task, meta, &reading.view, session.server_time_ms());
         }
     };
-    for (tried, result) in in_parallel(&plan.chains, |chain| carry_out(session, chain, done)) {
+    let committed = commit(session, &plan.chains)?;
+    let (at_once, others): (Vec<_>, Vec<_>) = plan.chains.iter().zip(committed).partition(|(_, committed)| *committed);
+    at_once.iter().flat_map(|(chain, _)| *chain).for_each(done);
+    let results = in_parallel(&others, |(chain, _)| carry_out(session, chain, done));
+    for step in at_once.into_iter().flat_map(|(chain, _)| chain) {
+        mark(step, true, reading);
+        progress = true;
+    }
+    for (tried, result) in results {
         progress |= result.is_ok() || tried.len() > 1;
         for (index, step) in tried.iter().enumerate() {
             mark(step, result.is_ok() || index + 1 < tried.len(), reading);
@@ -40,6 +53,61 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, met
         }
     }
     outcome.map(|()| progress)
+}
+
+/// Carries out chains as transactions; returns for each whether that was done, as a whole. If not, nothing of it was.
+fn commit(session: &Session, chains: &[Chain]) -> Result<Vec<bool>, Error> {
+    let ended = chains.iter().flatten().filter_map(|step| match step {
+        Step::Remove(task, Removal::Ended) => Some(*task),
+        _ => None,
+    });
+    let removals = removals(session, &ended.collect::<Vec<_>>());
+    let mut done = vec![false; chains.len()];
+    let (indices, transactions): (Vec<usize>, Vec<Vec<Write>>) = chains
+        .iter()
+        .enumerate()
+        .filter_map(|(at, chain)| {
+            let writes: Option<Vec<Vec<Write>>> = chain.iter().map(|step| writes(step, &removals)).collect();
+            Some((at, writes?.concat()))
+        })
+        .unzip();
+    for (at, committed) in indices.into_iter().zip(session.commit_each(&transactions)?) {
+        done[at] = committed.is_some();
+    }
+    Ok(done)
+}
+
+/// A step as part of a transaction; nothing where it has to look at something in between.
+fn writes(step: &Step, removals: &BTreeMap<TaskName, Vec<Write>>) -> Option<Vec<Write>> {
+    let create = |path, data| vec![Write::Create { path, data, sequential: false }];
+    let delete = |path| vec![Write::Delete { path, version: None }];
+    match step {
+        Step::Record(_, _, attempt) => Some(create(step.path(), attempt.encode())),
+        Step::Finish(_, status) => Some(create(step.path(), status.encode())),
+        Step::Assign(.., meta) => Some(create(step.path(), Assignment { meta: Some(meta.clone()) }.encode())),
+        Step::Unassign(_, _, None) | Step::RemoveDesk(_) => Some(delete(step.path())),
+        Step::Remove(task, Removal::Ended) => removals.get(task).cloned(),
+        Step::Unassign(_, _, Some(_)) | Step::Recall(..) | Step::Remove(_, Removal::Duplicate) => None,
+    }
+}
+
+/// How ended tasks can be removed at once, where there is nothing to them but a status. So no mark is needed: none is half
+/// removed.
+fn removals(session: &Session, tasks: &[TaskName]) -> BTreeMap<TaskName, Vec<Write>> {
+    if !session.has_bulk() {
+        return BTreeMap::new();
+    }
+    let paths: Vec<String> = tasks.iter().map(paths::task).collect();
+    let read = session.read_each(&paths, |read| {
+        read.filter(|(data, stat)| stat.children == 1 && Task::removed(data).meta.is_none_or(|meta| meta.key.is_none()))
+    });
+    let removals = tasks.iter().zip(paths).zip(read).filter_map(|((task, path), read)| {
+        // What may not be read is said when it is removed.
+        let (_, stat) = read.ok()??;
+        let status = Write::Delete { path: paths::status(task), version: None };
+        Some((*task, vec![status, Write::Delete { path, version: Some(stat.version) }]))
+    });
+    removals.collect()
 }
 
 fn carry_out<'a>(session: &Session, chain: &'a Chain, done: impl Fn(&Step)) -> Progress<'a> {

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use zk_session::{Change, Error, Session, Stat, in_parallel};
+use zk_session::{Change, Error, Read, Session, Stat, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
     Address, Assignment, AssignmentMeta, Attempt, DecodeError, Drain, Instance, Live, LiveName, Outcome, Role, Status,
@@ -66,9 +66,6 @@ pub(crate) struct Stale {
 /// How many tasks are read before the next plan: right after a take-over the first of them are to be assigned, not all to
 /// be known. They are read by number, so that the first task of each submit is known before the others.
 const AT_ONCE: usize = 4_000;
-
-/// So many are read at once with fewer requests than one by one.
-const MANY: usize = 200;
 
 impl Reading {
     /// Nothing is read yet. `below` says whether there are watches on all below `/tasks` and `/assign`.
@@ -250,10 +247,19 @@ impl Reading {
         Ok(())
     }
 
+    /// Reads znodes; with watches where each has its own.
+    fn read_all(&self, session: &Session, paths: &[String]) -> Vec<Read> {
+        match self.below {
+            true => session.read_each(paths, |read| read),
+            false => in_parallel(paths, |path| session.read(path, true)),
+        }
+    }
+
     /// Reads the assignments of which something is told; those of whole desks are read with these.
     fn read_assignments(&mut self, session: &Session) -> Result<(), Error> {
         let stale: Vec<(WorkerName, TaskName)> = std::mem::take(&mut self.stale.assignments).into_iter().collect();
-        let read = in_parallel(&stale, |(worker, task)| session.read(&paths::assignment(worker, task), !self.below));
+        let paths: Vec<String> = stale.iter().map(|(worker, task)| paths::assignment(worker, task)).collect();
+        let read = self.read_all(session, &paths);
         for ((worker, task), read) in stale.into_iter().zip(read) {
             // One that may not be read is there all the same, and is not ours.
             let foreign = read.is_err().then(Assignment::default);
@@ -271,7 +277,8 @@ impl Reading {
     /// Reads the statuses that are told to have been made.
     fn read_ends(&mut self, session: &Session) -> Result<(), Error> {
         let ended: Vec<TaskName> = std::mem::take(&mut self.stale.ended).into_iter().collect();
-        let read = in_parallel(&ended, |task| session.read(&paths::status(task), false));
+        let paths: Vec<String> = ended.iter().map(paths::status).collect();
+        let read = self.read_all(session, &paths);
         for (task, read) in ended.into_iter().zip(read) {
             let before = self.view.tasks.get(&task).filter(|known| known.open().is_some());
             let before = before.map(|known| (known.czxid, known.submit.clone()));
@@ -382,13 +389,17 @@ impl Reading {
         let before = |task: &TaskName| tasks.get(task).filter(|known| !read_anew(task, known));
         let (new, known): (Vec<TaskName>, Vec<TaskName>) = stale.iter().partition(|task| before(task).is_none());
         let watch = !self.below;
-        let read = if watch || new.len() < MANY {
-            in_parallel(&new, |task| read_task(session, *task, None, watch))
-        } else {
-            read_new_tasks(session, &new)?
+        let read = match watch {
+            true => in_parallel(&new, |task| read_task(session, *task, None, watch)),
+            false => read_new_tasks(session, &new),
         };
-        let again = in_parallel(&known, |task| read_task(session, *task, before(task), watch));
-        for (task, known) in new.into_iter().zip(read).chain(known.into_iter().zip(again)) {
+        let has_ended = |task: &TaskName| before(task).is_some_and(|known| known.open().is_none());
+        let (ended, open): (Vec<TaskName>, Vec<TaskName>) =
+            known.into_iter().partition(|task| !watch && has_ended(task));
+        let ends = read_ended_tasks(session, &ended, before);
+        let again = in_parallel(&open, |task| read_task(session, *task, before(task), watch));
+        let read = new.into_iter().zip(read).chain(ended.into_iter().zip(ends)).chain(open.into_iter().zip(again));
+        for (task, known) in read.collect::<Vec<_>>() {
             match self.readable(&paths::task(&task), known)? {
                 Some(known) => self.view.tasks.insert(task, known),
                 None => _ = self.view.tasks.remove(task),
@@ -490,10 +501,8 @@ pub fn read_task(
         _ => {
             let Some((data, stat)) = session.read(&path, watch)? else { return Ok(None) };
             let head = head(&path, &data, stat)?;
-            if let Some(Known { czxid, stage: Stage::Ended { outcome, at_ms }, .. }) = before
-                && *czxid == head.czxid
-            {
-                return Ok(Some(head.ended_as(outcome.clone(), *at_ms)));
+            if let Some((outcome, at_ms)) = head.end(before) {
+                return Ok(Some(head.ended_as(outcome, at_ms)));
             }
             (head, BTreeMap::new(), stat.children > 0)
         }
@@ -525,29 +534,48 @@ pub fn read_task(
     Ok(Some(head.open(cancel, attempts)))
 }
 
-/// Reads many tasks for the first time, with as few requests as there can be; sets no watches.
-fn read_new_tasks(session: &Session, names: &[TaskName]) -> Result<Vec<Result<Option<Known>, Error>>, Error> {
+/// Reads tasks for the first time, with as few requests as there can be; sets no watches.
+fn read_new_tasks(session: &Session, names: &[TaskName]) -> Vec<Result<Option<Known>, Error>> {
     let paths: Vec<String> = names.iter().map(paths::task).collect();
-    let heads = session.read_each(&paths, |read| read)?;
-    let alone = |read: &Option<(_, Stat)>| read.as_ref().is_none_or(|(_, stat)| stat.children == 0);
+    let heads = session.read_each(&paths, |read| read);
     // Most of what has children has ended.
-    let ended: Vec<usize> = (0..names.len()).filter(|at| !alone(&heads[*at])).collect();
+    let has_children = |read: &Result<Option<(_, Stat)>, _>| matches!(read, Ok(Some((_, stat))) if stat.children > 0);
+    let ended: Vec<usize> = (0..names.len()).filter(|at| has_children(&heads[*at])).collect();
     let statuses: Vec<String> = ended.iter().map(|at| paths::status(&names[*at])).collect();
-    let statuses = session.read_each(&statuses, |read| {
-        read.map(|(data, stat)| (Status { meta: None, ..Status::decode(&data) }.encode(), stat))
-    })?;
-    let mut statuses: BTreeMap<usize, Option<(Vec<u8>, Stat)>> = ended.into_iter().zip(statuses).collect();
-    let known = |(at, read): (usize, Option<(Vec<u8>, Stat)>)| {
-        let Some((data, stat)) = read else { return Ok(None) };
+    let statuses = session.read_each(&statuses, |read| read.map(|(data, stat)| (Status::decode(&data).outcome, stat)));
+    let mut statuses: BTreeMap<usize, _> = ended.into_iter().zip(statuses).collect();
+    let known = |(at, read): (usize, Read)| {
+        let Some((data, stat)) = read? else { return Ok(None) };
         let head = head(&paths[at], &data, stat)?;
-        match statuses.remove(&at) {
+        match statuses.remove(&at).transpose()? {
             None => Ok(Some(head.open(false, BTreeMap::new()))),
-            Some(Some((data, stat))) => Ok(Some(head.ended(&data, stat))),
+            Some(Some((outcome, stat))) => Ok(Some(head.ended_as(outcome, stat.ctime_ms))),
             // It has something else below it.
             Some(None) => read_task(session, names[at], None, false),
         }
     };
-    Ok(heads.into_iter().enumerate().map(known).collect())
+    heads.into_iter().enumerate().map(known).collect()
+}
+
+/// Looks again at tasks that have ended, with as few requests as there can be: whether they are marked to be removed. Sets no
+/// watches.
+fn read_ended_tasks<'a>(
+    session: &Session,
+    names: &[TaskName],
+    before: impl Fn(&TaskName) -> Option<&'a Known>,
+) -> Vec<Result<Option<Known>, Error>> {
+    let paths: Vec<String> = names.iter().map(paths::task).collect();
+    let read = session.read_each(&paths, |read| read);
+    let known = |(task, read): (&TaskName, Read)| {
+        let Some((data, stat)) = read? else { return Ok(None) };
+        let head = head(&paths::task(task), &data, stat)?;
+        match head.end(before(task)) {
+            Some((outcome, at_ms)) => Ok(Some(head.ended_as(outcome, at_ms))),
+            // It is another task.
+            None => read_task(session, *task, None, false),
+        }
+    };
+    names.iter().zip(read).map(known).collect()
 }
 
 /// What a task's own data say.
@@ -577,6 +605,16 @@ fn head(path: &str, data: &[u8], stat: Stat) -> Result<Head, Error> {
 impl Head {
     fn ended(self, status: &[u8], stat: Stat) -> Known {
         self.ended_as(Status::decode(status).outcome, stat.ctime_ms)
+    }
+
+    /// How and when it ended, if that is what was known of it.
+    fn end(&self, before: Option<&Known>) -> Option<(Outcome, i64)> {
+        match before {
+            Some(Known { czxid, stage: Stage::Ended { outcome, at_ms }, .. }) if *czxid == self.czxid => {
+                Some((outcome.clone(), *at_ms))
+            }
+            _ => None,
+        }
     }
 
     fn ended_as(self, outcome: Outcome, at_ms: i64) -> Known {

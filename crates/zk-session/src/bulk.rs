@@ -1,234 +1,320 @@
-//! Many reads at once, on a connection of their own.
+//! Many requests at once, on a connection of their own.
 //!
-//! The `zookeeper` crate takes one request at a time from each thread that calls it, and writes each with a system call of
-//! its own: some ten thousand a second. Whoever has to read tens of thousands of znodes, a master that takes over or a
-//! client that lists all tasks, asks for them here: several hundred reads are on their way at any time, some in each request
-//! (`multiRead`, ZooKeeper 3.6 and later), and the answers come in the order of the requests (ZooKeeper Programmer's Guide,
-//! Consistency Guarantees). A server that cannot do that is asked as everywhere else.
+//! The `zookeeper` crate takes one request at a time from each thread that calls it, hands it to another thread, and writes each
+//! with a system call of its own: most of what a short request costs is its way. Whoever has much to ask or to write does it
+//! here: several reads are one request (`multiRead`, ZooKeeper 3.6 and later), several writes are one transaction
+//! (`multi`), and some of these are on their way at any time. The answers come in the order of the requests (ZooKeeper
+//! Programmer's Guide, Consistency Guarantees).
 //!
 //! The connection goes to the server of the session. So what is read here is at least as new as what the session has read
-//! or written before, and whatever changes later fires the watches that the session has set before.
+//! or written before, and whatever changes later fires the watches that the session has set before. And what was written
+//! here is seen by what the session does afterwards.
+//!
+//! It is opened when enough is asked for to be worth the handshake, and closed when nothing more is: somebody who has little to do
+//! asks on the session alone.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::Stat;
-use crate::handshake;
+use socket2::Socket;
+
+use crate::handshake::{self, Connection};
+use crate::jute::{self, Answer, Input, Operations};
+use crate::socket;
 use crate::stream::Server;
 
 /// How many reads are put into one request: most of what a read costs the server is the way of its request. Of more, the answer
 /// could be too large: a znode holds a megabyte.
-const TOGETHER: usize = 16;
+const READS: usize = 16;
+
+/// How large a transaction may become by putting several into one: the servers write and send it as a whole.
+const OPERATIONS: usize = 64;
+const BYTES: usize = 64 * 1024;
 
 /// How many requests are on their way at the most: enough to keep the server busy, and few enough that they and their
 /// answers fit into the buffers of a connection while we write.
 const WINDOW: usize = 24;
 
-const GET_DATA: i32 = 4;
-const GET_CHILDREN: i32 = 8;
-const MULTI_READ: i32 = 22; // ZooKeeper 3.6 and later
-const AUTH: i32 = 100;
+/// From so much between two heartbeats on, a connection is worth its handshake.
+const WORTH: usize = 32;
 
-/// What stands for an error among the answers to several reads (`ZooDefs.OpCode.error`).
-const ERROR: i32 = -1;
-
-/// The numbers of requests that are not ours to choose: notifications, pings, authentication.
-const AUTH_XID: i32 = -4;
-
-/// ZooKeeper's word for a znode that is not there (`KeeperException.Code.NONODE`).
-const NO_NODE: i32 = -101;
-
-/// A read, by the absolute path of a znode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
-    Data,
-    Children,
-}
-
-/// What came of it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Data(Vec<u8>, Stat),
-    Children(Vec<String>),
-    NoNode,
-    /// The server said no, with this code.
-    Refused(i32),
-}
-
-/// Reads of one what, each answered once, in their order.
-///
-/// # Errors
-/// The connection broke, or something came that is not ZooKeeper's: those that `answered` was not called for have no answer.
-pub(crate) fn read(
-    server: &Server,
-    digest: Option<&str>,
-    what: What,
-    paths: &[String],
-    mut answered: impl FnMut(usize, Answer),
-) -> io::Result<()> {
-    let mut connection = handshake::open_for_reading(server)?;
-    if let Some(digest) = digest {
-        connection.send(&authentication(digest))?;
-        while header(&connection.receive(LARGEST)?)?.0 != AUTH_XID {}
-    }
-    let groups: Vec<&[String]> = paths.chunks(TOGETHER).collect();
-    let (mut sent, mut received) = (0, 0);
-    while received < groups.len() {
-        // Half a window is sent at once, so that there is something on its way while it is written.
-        if sent < groups.len() && sent - received <= WINDOW / 2 {
-            let until = groups.len().min(received + WINDOW);
-            let requests: Vec<Vec<u8>> =
-                (sent..until).map(|index| request(index, what, groups[index])).collect::<Result<_, _>>()?;
-            connection.send_all(&requests)?;
-            sent = until;
-        }
-        let reply = connection.receive(LARGEST)?;
-        let (xid, code, body) = header(&reply)?;
-        if usize::try_from(xid) != Ok(received + 1) {
-            continue; // a ping's or a notification
-        }
-        if code != 0 {
-            return Err(io::Error::other(format!("the server does not read several znodes at once: {code}")));
-        }
-        let mut input = Input(body);
-        for index in 0..groups[received].len() {
-            answered(received * TOGETHER + index, answer_among(what, &mut input)?);
-        }
-        received += 1;
-    }
-    connection.close_session();
-    Ok(())
-}
+/// So long after no connection could be opened, none is tried.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// The longest answer: `jute.maxbuffer` bounds what a znode holds, but not how many names of children an answer has.
 const LARGEST: usize = 64 << 20;
 
-/// Several reads as one request (`MultiOperationRecord`): each behind a header that says which it is, and a last header.
-fn request(index: usize, what: What, paths: &[String]) -> io::Result<Vec<u8>> {
-    // Counted from 1, and there are no more paths than znodes, whose number is a signed 32 bit one.
-    let xid = i32::try_from(index + 1).map_err(io::Error::other)?;
-    let opcode = match what {
-        What::Data => GET_DATA,
-        What::Children => GET_CHILDREN,
-    };
-    let part = |opcode: i32, last: bool| [&opcode.to_be_bytes()[..], &[u8::from(last)], &ERROR.to_be_bytes()].concat();
-    let mut request = [xid.to_be_bytes(), MULTI_READ.to_be_bytes()].concat();
-    for path in paths {
-        let length = i32::try_from(path.len()).map_err(io::Error::other)?;
-        request.extend([&part(opcode, false), &length.to_be_bytes()[..], path.as_bytes(), &[0]].concat());
-    }
-    request.extend(part(ERROR, true));
-    Ok(request)
+/// The numbers of requests have 31 bits.
+const LAST_REQUEST: i32 = i32::MAX - 1_000_000;
+
+/// The connection of a session for many requests, if there is one.
+#[derive(Default)]
+pub(crate) struct Bulk {
+    usage: Mutex<Usage>,
+    /// Its socket, to cut it under whoever waits there.
+    socket: Mutex<Option<Socket>>,
 }
 
-fn authentication(digest: &str) -> Vec<u8> {
-    let mut body = [AUTH_XID.to_be_bytes(), AUTH.to_be_bytes(), 0_i32.to_be_bytes()].concat();
-    for text in ["digest", digest] {
-        body.extend(i32::try_from(text.len()).unwrap_or(0).to_be_bytes());
-        body.extend(text.as_bytes());
-    }
-    body
+#[derive(Default)]
+struct Usage {
+    line: Option<Line>,
+    /// How much was asked for since the last heartbeat.
+    wanted: usize,
+    /// Until then no connection is tried.
+    refused: Option<Instant>,
 }
 
-/// The number of the request, the error code, and what follows.
-fn header(reply: &[u8]) -> io::Result<(i32, i32, &[u8])> {
-    let mut input = Input(reply);
-    let (xid, _zxid, code) = (input.int()?, input.long()?, input.int()?);
-    Ok((xid, code, input.0))
+/// How to get a connection.
+pub(crate) struct Way<'a> {
+    pub(crate) server: &'a Server,
+    pub(crate) digest: Option<&'a str>,
+    /// The session timeout.
+    pub(crate) timeout: Duration,
+    /// How long to wait for each answer. Then the session itself counts as lost.
+    pub(crate) patience: Duration,
 }
 
-/// Reads anything as an answer of either kind, and as the first one of a connection: what fuzz targets call.
-pub(crate) fn decode(bytes: &[u8]) {
-    handshake::granted(bytes).ok();
-    let Ok((_, code, body)) = header(bytes) else { return };
-    for (code, what) in [(code, What::Data), (0, What::Data), (0, What::Children)] {
-        answer(what, code, &mut Input(body)).ok();
-        answer_among(what, &mut Input(body)).ok();
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Who panics while it holds one of these leaves no connection behind.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The next one of the answers to several reads.
-fn answer_among(what: What, input: &mut Input<'_>) -> io::Result<Answer> {
-    let (kind, _last, _code) = (input.int()?, input.take(1)?, input.int()?);
-    let code = if kind == ERROR { input.int()? } else { 0 };
-    // Nothing went wrong, and there is nothing: that is the last header.
-    if (kind, code) == (ERROR, 0) { Err(io::ErrorKind::InvalidData.into()) } else { answer(what, code, input) }
-}
-
-fn answer(what: What, code: i32, input: &mut Input<'_>) -> io::Result<Answer> {
-    Ok(match (code, what) {
-        (0, What::Data) => Answer::Data(input.buffer()?.to_vec(), input.stat()?),
-        (0, What::Children) => {
-            let count = input.int()?;
-            let names = (0..count).map(|_| Ok(String::from_utf8_lossy(input.buffer()?).into_owned()));
-            Answer::Children(names.collect::<io::Result<_>>()?)
-        }
-        (NO_NODE, _) => Answer::NoNode,
-        (code, _) => Answer::Refused(code),
-    })
-}
-
-/// What is left of an answer, in the encoding that ZooKeeper calls jute.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn take(&mut self, bytes: usize) -> io::Result<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn int(&mut self) -> io::Result<i32> {
-        Ok(i32::from_be_bytes(self.take(4)?.try_into().map_err(io::Error::other)?))
-    }
-
-    fn long(&mut self) -> io::Result<i64> {
-        Ok(i64::from_be_bytes(self.take(8)?.try_into().map_err(io::Error::other)?))
-    }
-
-    /// A length and so many bytes; a length of -1 stands for nothing.
-    fn buffer(&mut self) -> io::Result<&'a [u8]> {
-        let length = self.int()?;
-        self.take(usize::try_from(length.max(0)).map_err(io::Error::other)?)
-    }
-
-    /// `org.apache.zookeeper.data.Stat`.
-    fn stat(&mut self) -> io::Result<Stat> {
-        let stat = zookeeper::Stat {
-            czxid: self.long()?,
-            mzxid: self.long()?,
-            ctime: self.long()?,
-            mtime: self.long()?,
-            version: self.int()?,
-            cversion: self.int()?,
-            aversion: self.int()?,
-            ephemeral_owner: self.long()?,
-            data_length: self.int()?,
-            num_children: self.int()?,
-            pzxid: self.long()?,
+impl Bulk {
+    /// Does something on the connection; nothing where there is none and none is worth it or can be had.
+    ///
+    /// # Errors
+    /// That of the work, with which the connection ends.
+    pub(crate) fn with<T>(
+        &self,
+        way: &Way<'_>,
+        items: usize,
+        work: impl FnOnce(&mut Line) -> io::Result<T>,
+    ) -> Option<io::Result<T>> {
+        let mut usage = lock(&self.usage);
+        usage.wanted = usage.wanted.saturating_add(items);
+        let mut line = match usage.line.take().filter(Line::is_good) {
+            Some(line) => line,
+            None => self.open(way, &mut usage)?,
         };
-        Ok(stat.into())
+        let done = work(&mut line);
+        line.used = Instant::now();
+        match &done {
+            Ok(_) => usage.line = Some(line),
+            Err(_) => _ = lock(&self.socket).take(),
+        }
+        Some(done)
     }
+
+    fn open(&self, way: &Way<'_>, usage: &mut Usage) -> Option<Line> {
+        lock(&self.socket).take();
+        let now = Instant::now();
+        if usage.wanted < WORTH || usage.refused.is_some_and(|until| until > now) {
+            return None;
+        }
+        match Line::open(way) {
+            Ok((line, socket)) => {
+                socket::limit_delivery(&socket, way.patience);
+                *lock(&self.socket) = Some(socket);
+                Some(line)
+            }
+            Err(error) => {
+                log::debug!("no connection for many requests: {error}");
+                usage.refused = Some(now + REFUSED);
+                None
+            }
+        }
+    }
+
+    /// Whether there is a connection that nobody uses at this moment.
+    pub(crate) fn is_open(&self) -> bool {
+        self.usage.try_lock().is_ok_and(|usage| usage.line.as_ref().is_some_and(Line::is_good))
+    }
+
+    /// A heartbeat: closes the connection when nobody has used it since the last one.
+    pub(crate) fn beat(&self) {
+        // Somebody uses it.
+        let Ok(mut usage) = self.usage.try_lock() else { return };
+        if std::mem::take(&mut usage.wanted) == 0 {
+            self.hang_up(&mut usage);
+        }
+    }
+
+    /// Closes the connection, if nobody uses it.
+    pub(crate) fn close(&self) {
+        if let Ok(mut usage) = self.usage.try_lock() {
+            self.hang_up(&mut usage);
+        }
+    }
+
+    fn hang_up(&self, usage: &mut Usage) {
+        lock(&self.socket).take();
+        usage.line.take().into_iter().for_each(Line::close);
+    }
+
+    /// Cuts the connection at once.
+    pub(crate) fn cut(&self) {
+        if let Some(socket) = lock(&self.socket).take() {
+            socket::cut(&socket);
+        }
+    }
+}
+
+/// A connection with a session of its own, of which nothing is known but that it is up.
+pub(crate) struct Line {
+    connection: Connection,
+    /// The number of the last request.
+    xid: i32,
+    used: Instant,
+    timeout: Duration,
+}
+
+impl Line {
+    fn open(way: &Way<'_>) -> io::Result<(Line, Socket)> {
+        let mut connection = handshake::open(way.server, way.timeout)?;
+        if let Some(digest) = way.digest {
+            connection.send(&jute::authentication(digest))?;
+            while jute::header(&connection.receive(LARGEST)?)?.0 != jute::AUTH_XID {}
+        }
+        connection.set_patience(way.patience);
+        let socket = connection.socket()?;
+        Ok((Line { connection, xid: 0, used: Instant::now(), timeout: way.timeout }, socket))
+    }
+
+    /// Whether its session can have been expired by the servers, or its numbers run out.
+    fn is_good(&self) -> bool {
+        self.used.elapsed() < self.timeout / 2 && self.xid < LAST_REQUEST
+    }
+
+    fn close(mut self) {
+        self.connection.close_session();
+    }
+
+    /// Reads, each answered once, in their order. On servers before 3.6 none is answered.
+    ///
+    /// # Errors
+    /// The connection broke, or something came that is not ZooKeeper's: those that `answered` was not called for have no answer.
+    pub(crate) fn read(&mut self, paths: &[String], mut answered: impl FnMut(usize, Answer)) -> io::Result<()> {
+        let groups: Vec<&[String]> = paths.chunks(READS).collect();
+        let body = |at: usize| jute::reads(groups[at]);
+        self.exchange(jute::MULTI_READ, groups.len(), body, |at, body| {
+            let mut input = Input(body);
+            for index in 0..groups[at].len() {
+                answered(at * READS + index, jute::answer_among(&mut input)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Carries out transactions, several in one: for each the paths of what it made, or nothing where it was not carried out. None
+    /// is where there is no znode at the path `lease`.
+    ///
+    /// # Errors
+    /// The connection broke, or something came that is not ZooKeeper's: what was carried out is not known.
+    pub(crate) fn commit(
+        &mut self,
+        lease: Option<&str>,
+        transactions: &[Operations],
+    ) -> io::Result<Vec<Option<Vec<String>>>> {
+        let mut made = vec![None; transactions.len()];
+        let groups = group(transactions);
+        self.commit_groups(lease, transactions, &groups, &mut made)?;
+        // One that is not to be had stands in the way of all that were put together with it.
+        let together = groups.into_iter().filter(|group| group.len() > 1).flatten();
+        let alone: Vec<Vec<usize>> = together.filter(|at| made[*at].is_none()).map(|at| vec![at]).collect();
+        self.commit_groups(lease, transactions, &alone, &mut made)?;
+        Ok(made)
+    }
+
+    fn commit_groups(
+        &mut self,
+        lease: Option<&str>,
+        transactions: &[Operations],
+        groups: &[Vec<usize>],
+        made: &mut [Option<Vec<String>>],
+    ) -> io::Result<()> {
+        let body = |at: usize| {
+            let mut all = Operations::default();
+            lease.into_iter().for_each(|path| all.check(path));
+            groups[at].iter().for_each(|index| all.append(&transactions[*index]));
+            all.body()
+        };
+        self.exchange(jute::MULTI, groups.len(), body, |at, body| {
+            let Some(results) = jute::carried_out(body)? else { return Ok(()) };
+            let mut results = results.into_iter().skip(usize::from(lease.is_some()));
+            for index in &groups[at] {
+                let of_one = results.by_ref().take(transactions[*index].count);
+                made[*index] = Some(of_one.flatten().collect());
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends requests of one kind, so many at a time, and takes the answers of those that the server did not refuse as a whole.
+    fn exchange(
+        &mut self,
+        opcode: i32,
+        count: usize,
+        body: impl Fn(usize) -> Vec<u8>,
+        mut answered: impl FnMut(usize, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let first = self.xid + 1;
+        let number = |at: usize| i32::try_from(at).map(|at| first.saturating_add(at)).map_err(io::Error::other);
+        let (mut sent, mut received) = (0, 0);
+        while received < count {
+            // Half a window is sent at once, so that there is something on its way while it is written.
+            if sent < count && sent - received <= WINDOW / 2 {
+                let until = count.min(received + WINDOW);
+                let request = |at| {
+                    let header = [number(at)?.to_be_bytes(), opcode.to_be_bytes()].concat();
+                    Ok([header, body(at)].concat())
+                };
+                let requests: Vec<Vec<u8>> = (sent..until).map(request).collect::<io::Result<_>>()?;
+                self.connection.send_all(&requests)?;
+                (sent, self.xid) = (until, number(until - 1)?);
+            }
+            let reply = self.connection.receive(LARGEST)?;
+            let (xid, code, body) = jute::header(&reply)?;
+            if xid != number(received)? {
+                continue; // a ping's or a notification
+            }
+            if code == 0 {
+                answered(received, body)?;
+            }
+            received += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Which transactions are put into one. Those that are too large even alone are in none.
+fn group(transactions: &[Operations]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let (mut bytes, mut count) = (BYTES, OPERATIONS);
+    for (index, one) in transactions.iter().enumerate().filter(|(_, one)| one.records.len() <= BYTES) {
+        match groups.last_mut() {
+            Some(last) if bytes + one.records.len() <= BYTES && count + one.count <= OPERATIONS => last.push(index),
+            _ => {
+                groups.push(vec![index]);
+                (bytes, count) = (0, 0);
+            }
+        }
+        bytes += one.records.len();
+        count += one.count;
+    }
+    groups
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
-    fn answers_are_told_apart() {
-        assert_eq!(answer(What::Data, NO_NODE, &mut Input(&[])).unwrap(), Answer::NoNode);
-        assert_eq!(answer(What::Children, -102, &mut Input(&[])).unwrap(), Answer::Refused(-102));
-        let names = [&2_i32.to_be_bytes()[..], &1_i32.to_be_bytes(), b"a", &2_i32.to_be_bytes(), b"bc"].concat();
-        let children = vec!["a".to_owned(), "bc".to_owned()];
-        assert_eq!(answer(What::Children, 0, &mut Input(&names)).unwrap(), Answer::Children(children));
-        assert!(answer(What::Data, 0, &mut Input(&names[..5])).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_makes_it_panic(reply in proptest::collection::vec(any::<u8>(), 0..120)) {
-            decode(&reply);
-        }
+    fn transactions_are_put_together_as_long_as_they_are_small() {
+        let of = |bytes, count| Operations { records: vec![0; bytes], count };
+        assert_eq!(group(&[of(10, 1), of(10, 2), of(10, 1)]), [vec![0, 1, 2]]);
+        assert_eq!(group(&[of(BYTES, 1), of(BYTES + 1, 1), of(1, 1)]), [vec![0], vec![2]]);
+        assert_eq!(group(&[of(1, OPERATIONS), of(1, 1), of(1, 1)]), [vec![0], vec![1, 2]]);
+        assert!(group(&[]).is_empty());
     }
 }

@@ -7,6 +7,8 @@
 use std::io::{self, BufReader, Read as _, Write as _};
 use std::time::Duration;
 
+use socket2::Socket;
+
 use crate::SessionId;
 use crate::stream::{PATIENCE, Server, Stream};
 
@@ -58,13 +60,12 @@ fn password(id: SessionId) -> [u8; 16] {
     bytes
 }
 
-/// A connection with a session of its own, for requests that change nothing.
+/// A connection with a session of its own.
 ///
 /// # Errors
 /// As [`probe`].
-pub(crate) fn open_for_reading(server: &Server) -> io::Result<Connection> {
-    // Requests keep the session up; it need not outlive a pause.
-    let (connection, granted) = connect(server, PATIENCE, 0, &[0; 16])?;
+pub(crate) fn open(server: &Server, timeout: Duration) -> io::Result<Connection> {
+    let (connection, granted) = connect(server, timeout, 0, &[0; 16])?;
     granted.map(|_| connection).ok_or_else(|| io::Error::other("it refused a new session"))
 }
 
@@ -105,14 +106,27 @@ fn not_zookeeper() -> io::Error {
 }
 
 /// A connection on which every answer has a deadline.
-pub(crate) struct Connection(BufReader<Stream>);
+pub(crate) struct Connection {
+    stream: BufReader<Stream>,
+    patience: Duration,
+}
 
 /// How much is read at once where much is coming.
 const BUFFER: usize = 64 * 1024;
 
 impl Connection {
     fn open(server: &Server) -> io::Result<Self> {
-        Ok(Connection(BufReader::with_capacity(BUFFER, server.connect()?)))
+        Ok(Connection { stream: BufReader::with_capacity(BUFFER, server.connect()?), patience: PATIENCE })
+    }
+
+    /// How long each answer may take from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// A duplicate of its socket.
+    pub(crate) fn socket(&self) -> io::Result<Socket> {
+        self.stream.get_ref().socket().try_clone().map(Socket::from)
     }
 
     pub(crate) fn send(&mut self, body: &[u8]) -> io::Result<()> {
@@ -126,10 +140,10 @@ impl Connection {
             frames.extend(i32::try_from(body.len()).expect("requests made here are short").to_be_bytes());
             frames.extend(body);
         }
-        let stream = self.0.get_mut();
+        let stream = self.stream.get_mut();
         stream.write_all(&frames)?;
         stream.flush()?;
-        stream.allow(PATIENCE);
+        stream.allow(self.patience);
         Ok(())
     }
 
@@ -148,12 +162,12 @@ impl Connection {
         let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|&length| length <= limit);
         let mut answer = vec![0; length.ok_or_else(not_zookeeper)?];
         self.read_exact(&mut answer)?;
-        self.0.get_mut().allow(PATIENCE);
+        self.stream.get_mut().allow(self.patience);
         Ok(answer)
     }
 
     fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact(buffer).map_err(|error| match error.kind() {
+        self.stream.read_exact(buffer).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 let what =
                     "it closed the connection: it is not serving, wants TLS (--tls-ca), or is not a ZooKeeper server";

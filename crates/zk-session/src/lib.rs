@@ -26,8 +26,11 @@
 //! To a server that wants TLS the connection goes through a relay in this process (`relay`), which ends with it.
 //!
 //! A notification is a hint to read again, never the news itself; after a loss there is nothing to restore: open, read
-//! all, set the watches. Deliberately absent: reconnecting, caching, retries, multi, chroots of the `zookeeper` crate,
+//! all, set the watches. Deliberately absent: reconnecting, caching, retries, chroots of the `zookeeper` crate,
 //! its recipes and its per-call watchers (`_w`), which leak.
+//!
+//! Who reads or writes much has a second connection for that (`bulk`), with transactions, which the crate does not know. It
+//! ends with the first, and what is written there is under the same fence ([`Session::commit_each`]).
 
 mod acl;
 mod bulk;
@@ -36,6 +39,7 @@ mod error;
 mod flow;
 mod following;
 mod handshake;
+mod jute;
 mod opening;
 mod parallel;
 mod relay;
@@ -54,7 +58,7 @@ pub use error::{Error, OpenError, Reason};
 pub use following::Following;
 pub use opening::{Opening, end_session, open_in_background};
 pub use parallel::in_parallel;
-pub use session::{Change, Event, Kind, MAX_REQUEST, Notify, Session, Stat};
+pub use session::{Change, Event, Kind, MAX_REQUEST, Notify, Read, Session, Stat, Write};
 pub use tls::{Tls, TlsError};
 
 #[cfg(panic = "abort")]
@@ -63,7 +67,7 @@ compile_error!("the fence ends a thread of the zookeeper crate by unwinding: bui
 /// Decodes anything as what a server says, for fuzz targets: it must not panic, whatever that is.
 #[doc(hidden)]
 pub fn decode(bytes: &[u8]) {
-    bulk::decode(bytes);
+    jute::decode(bytes);
 }
 
 /// How to reach an ensemble.

@@ -13,8 +13,9 @@ use socket2::Socket;
 use zookeeper::{Acl, AddWatchMode, CreateMode, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
 
 use crate::acl::{self, Rights};
-use crate::bulk::{self, Answer, What};
+use crate::bulk::{Bulk, Line, Way};
 use crate::flow::Flow;
+use crate::jute::{Answer, Operations};
 use crate::relay::Relay;
 use crate::socket::{self, Sockets};
 use crate::stream::Server;
@@ -31,9 +32,6 @@ const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// The crate numbers its requests with 31 bits and does not mind when they run out.
 const LAST_REQUEST: u32 = (1 << 31) - 1_000_000;
-
-/// From so many reads on a connection of their own is worth its handshake.
-const MANY: usize = 100;
 
 /// How long a session that is dropped without [`Session::close`] tries to tell the server.
 const CLOSE_ON_DROP: Duration = Duration::from_millis(300);
@@ -84,6 +82,39 @@ pub enum Kind {
     Ephemeral,
     /// Stays; ZooKeeper appends ten digits to the name.
     Sequential,
+}
+
+/// What came of reading a znode: nothing where there is none.
+pub type Read = Result<Option<(Vec<u8>, Stat)>, Error>;
+
+/// A write, as part of a transaction ([`Session::commit_each`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// As [`Session::create`] with [`Kind::Persistent`] or [`Kind::Sequential`].
+    Create {
+        /// Where.
+        path: String,
+        /// What it holds.
+        data: Vec<u8>,
+        /// Whether ZooKeeper appends ten digits to the name.
+        sequential: bool,
+    },
+    /// As [`Session::write`].
+    Data {
+        /// Where.
+        path: String,
+        /// What it holds from then on.
+        data: Vec<u8>,
+        /// The version it has to have.
+        version: Option<i32>,
+    },
+    /// As [`Session::delete`].
+    Delete {
+        /// Where.
+        path: String,
+        /// The version it has to have.
+        version: Option<i32>,
+    },
 }
 
 /// What ZooKeeper knows of a znode beside its data.
@@ -170,6 +201,7 @@ struct Control {
     changed: Condvar,
     /// The connection: a relay's sockets, too, where there is one.
     sockets: Mutex<Vec<Socket>>,
+    bulk: Bulk,
     notify: Notify,
     witness: Option<Arc<dyn Witness>>,
 }
@@ -226,6 +258,7 @@ impl Control {
         }
         // The way to the server first: what a relay holds does not get there any more.
         std::mem::take(&mut *lock(&self.sockets)).iter().for_each(socket::cut);
+        self.bulk.cut();
         self.changed.notify_all();
     }
 
@@ -269,6 +302,7 @@ impl Control {
                 Some(own) => write_own(handle.zookeeper(), own),
             };
             drop(handle);
+            self.bulk.beat();
             let mut life = lock(&self.life);
             match answer {
                 Ok(mtime) => {
@@ -381,6 +415,7 @@ impl Session {
             life: Mutex::new(life),
             changed: Condvar::new(),
             sockets: Mutex::default(),
+            bulk: Bulk::default(),
             notify: notify.clone(),
             witness: config.witness.clone(),
         });
@@ -596,7 +631,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::NotAllowed`], [`Error::Lost`].
-    pub fn read(&self, path: &str, watch: bool) -> Result<Option<(Vec<u8>, Stat)>, Error> {
+    pub fn read(&self, path: &str, watch: bool) -> Read {
         let absolute = self.0.connect.absolute(path);
         let read = self.call(path, 0, |zookeeper| zookeeper.get_data(&absolute, watch));
         absent_is_none(read.map(|(data, stat)| (data, stat.into())))
@@ -621,65 +656,130 @@ impl Session {
         absent_is_none(self.call(path, 0, |zookeeper| zookeeper.get_children(&absolute, watch)))
     }
 
-    /// Reads many znodes, in any order, and makes something of each: `None` where there is none. No watches are set.
+    /// Reads many znodes, in any order, and makes something of each: `None` where there is none. No watches are set. It takes as few
+    /// requests as there can be, and one for each where so few are read that they are not worth a connection.
     ///
     /// What is read is at least as new as what this session has read, written, or set watches on before.
     ///
     /// # Errors
-    /// As [`Session::read`], for any of them.
+    /// Each as [`Session::read`].
     pub fn read_each<T: Send>(
         &self,
         paths: &[String],
         make: impl Fn(Option<(Vec<u8>, Stat)>) -> T + Sync,
-    ) -> Result<Vec<T>, Error> {
-        let of_answer = |answer| match answer {
-            Answer::Data(data, stat) => Some(make(Some((data, stat)))),
-            Answer::NoNode => Some(make(None)),
-            Answer::Children(_) | Answer::Refused(_) => None,
-        };
-        self.each(What::Data, paths, of_answer, |path| self.read(path, false).map(&make))
+    ) -> Vec<Result<T, Error>> {
+        let mut found = self.read_in_bulk(paths, &make);
+        let missing: Vec<usize> = (0..paths.len()).filter(|at| found[*at].is_none()).collect();
+        let asked = in_parallel(&missing, |at| self.read(&paths[*at], false).map(&make));
+        for (at, answer) in missing.into_iter().zip(asked) {
+            found[at] = Some(answer);
+        }
+        found.into_iter().flatten().collect()
     }
 
-    /// Reads the names of the children of many znodes; otherwise as [`Session::read_each`].
+    /// Reads znodes, each of them not before the one before it; otherwise as [`Session::read_each`].
     ///
     /// # Errors
-    /// As [`Session::children`], for any of them.
-    pub fn children_of_each<T: Send>(
-        &self,
-        paths: &[String],
-        make: impl Fn(Option<Vec<String>>) -> T + Sync,
-    ) -> Result<Vec<T>, Error> {
-        let of_answer = |answer| match answer {
-            Answer::Children(names) => Some(make(Some(names))),
-            Answer::NoNode => Some(make(None)),
-            Answer::Data(..) | Answer::Refused(_) => None,
-        };
-        self.each(What::Children, paths, of_answer, |path| self.children(path, false).map(&make))
+    /// Each as [`Session::read`].
+    pub fn read_in_order(&self, paths: &[String]) -> Vec<Read> {
+        let found: Option<Vec<Read>> = self.read_in_bulk(paths, |read| read).into_iter().collect();
+        found.unwrap_or_else(|| paths.iter().map(|path| self.read(path, false)).collect())
     }
 
-    /// On a connection of their own if there are many, and one by one whatever was not answered there.
-    fn each<T: Send>(
+    /// What is answered on the connection for many requests, in this order.
+    fn read_in_bulk<T>(
         &self,
-        what: What,
         paths: &[String],
-        of_answer: impl Fn(Answer) -> Option<T>,
-        ask: impl Fn(&String) -> Result<T, Error> + Sync,
-    ) -> Result<Vec<T>, Error> {
-        let mut found: Vec<Option<T>> = paths.iter().map(|_| None).collect();
-        if paths.len() >= MANY {
-            let absolute: Vec<String> = paths.iter().map(|path| self.0.connect.absolute(path)).collect();
-            let digest = self.0.digest.as_deref();
-            let read = bulk::read(&self.0.server, digest, what, &absolute, |at, answer| found[at] = of_answer(answer));
-            if let Err(error) = read {
-                log::debug!("reading one by one, many at once failed: {error}");
+        make: impl Fn(Option<(Vec<u8>, Stat)>) -> T,
+    ) -> Vec<Option<Result<T, Error>>> {
+        let mut found: Vec<Option<Result<T, Error>>> = paths.iter().map(|_| None).collect();
+        let absolute = || paths.iter().map(|path| self.0.connect.absolute(path)).collect::<Vec<_>>();
+        let read = self.in_bulk(paths.len(), |line| {
+            line.read(&absolute(), |at, answer| {
+                found[at] = match answer {
+                    Answer::Data(data, stat) => Some(Ok(make(Some((data, stat))))),
+                    Answer::NoNode => Some(Ok(make(None))),
+                    Answer::Refused(_) => None,
+                }
+            })
+        });
+        if let Some(Err(error)) = read {
+            log::debug!("reading one by one, many at once failed: {error}");
+        }
+        found
+    }
+
+    /// Commits transactions, each of which is carried out as a whole or not at all, with as few requests as there can be. Returns for
+    /// each the paths of what it made; nothing for one that was not carried out, for whatever reason: because the znodes are not
+    /// as it needs them, or because so few are asked for that they are not worth a connection. Its writes one by one say
+    /// why, or do it.
+    ///
+    /// They go through another session of ZooKeeper's, so each of them demands that there is the node of this session's own
+    /// ([`Session::own`]), which goes with it: ZooKeeper orders them before the end of this session as well. Without such a node
+    /// there is no such fence, and something lost on its way may be executed later.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: any of them may or may not have been carried out.
+    pub fn commit_each(&self, transactions: &[Vec<Write>]) -> Result<Vec<Option<Vec<String>>>, Error> {
+        let control = &self.0.control;
+        let count = transactions.iter().map(Vec::len).sum();
+        let committed = self.in_bulk(count, |line| {
+            let operations: Vec<Operations> = transactions.iter().map(|writes| self.operations(writes)).collect();
+            line.commit(self.with_own(|own| own.path.clone()).as_deref(), &operations)
+        });
+        match committed {
+            None => {
+                control.over().map_or_else(|| Ok(vec![None; transactions.len()]), |reason| Err(Error::Lost(reason)))
+            }
+            Some(Ok(made)) => {
+                let relative = |paths: Vec<String>| paths.iter().map(|path| self.0.connect.relative(path)).collect();
+                Ok(made.into_iter().map(|paths| paths.map(relative)).collect())
+            }
+            // Whether it was executed is not known, nor whether it will be. That ends with the session.
+            Some(Err(_)) => {
+                control.lose(Reason::Disconnected);
+                Err(Error::Lost(control.over().unwrap_or(Reason::Disconnected)))
             }
         }
-        let missing: Vec<usize> = (0..paths.len()).filter(|at| found[*at].is_none()).collect();
-        let asked = in_parallel(&missing, |at| ask(&paths[*at]));
-        for (at, answer) in missing.into_iter().zip(asked) {
-            found[at] = Some(answer?);
+    }
+
+    fn operations(&self, writes: &[Write]) -> Operations {
+        let mut operations = Operations::default();
+        for write in writes {
+            match write {
+                Write::Create { path, data, sequential } => {
+                    let path = self.0.connect.absolute(path);
+                    operations.create(&path, data, &self.0.rights.at(&path), *sequential);
+                }
+                Write::Data { path, data, version } => {
+                    operations.set_data(&self.0.connect.absolute(path), data, *version);
+                }
+                Write::Delete { path, version } => operations.delete(&self.0.connect.absolute(path), *version),
+            }
         }
-        Ok(found.into_iter().flatten().collect())
+        operations
+    }
+
+    /// Whether there is a connection for many requests now: then several more cost little.
+    pub fn has_bulk(&self) -> bool {
+        self.0.control.bulk.is_open()
+    }
+
+    /// Does something on the connection for many requests, where there is one.
+    fn in_bulk<T>(&self, items: usize, work: impl FnOnce(&mut Line) -> io::Result<T>) -> Option<io::Result<T>> {
+        let control = &self.0.control;
+        let digest = self.0.digest.as_deref();
+        let way = Way { server: &self.0.server, digest, timeout: control.granted, patience: control.limit };
+        if items == 0 || control.over().is_some() {
+            return None;
+        }
+        control.bulk.with(&way, items, |line| {
+            // Lost while it was opened: then nobody has cut it.
+            match control.over() {
+                None => work(line),
+                Some(_) => Err(io::ErrorKind::ConnectionAborted.into()),
+            }
+        })
     }
 
     /// Sets a watch on a znode and on all that is or will be below it, which stays as long as the session: every create,
@@ -800,6 +900,7 @@ fn close(control: &Arc<Control>, handle: &Arc<Handle>, patience: Duration) -> bo
         control.lose(Reason::Closed);
         return false;
     }
+    control.bulk.close();
     let (tx, rx) = mpsc::channel();
     let handle = handle.clone();
     let closing = spawn("zk-close", move || {

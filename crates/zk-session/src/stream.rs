@@ -93,6 +93,13 @@ impl Stream {
         };
         socket.until = Instant::now() + time;
     }
+
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(socket) => &socket.socket,
+            Stream::Tls(stream) => &stream.sock.socket,
+        }
+    }
 }
 
 impl Read for Stream {

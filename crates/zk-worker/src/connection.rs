@@ -4,12 +4,12 @@
 //! session all that is known here goes; what runs does not.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use zk_cli::now_ms;
 use zk_http::Ready;
-use zk_session::{Change, Error, Kind, Session, Stat, in_parallel};
+use zk_session::{Change, Error, Kind, Read, Session, Stat, Write, in_parallel};
 use znode_paths::paths::{self, Place, TaskChild, task_child};
 use znode_paths::{
     Assignment, AssignmentMeta, Attempt, AttemptKind, DecodeError, Drain, Instance, Live, LiveName, Role, Status,
@@ -22,6 +22,9 @@ use crate::{Leaving, Life};
 
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What runs for so long is watched, in case somebody wants it stopped: most tasks have ended before that could be done.
+const WATCHED_FROM: Duration = Duration::from_millis(50);
 
 #[derive(PartialEq, Eq)]
 pub(crate) enum Next {
@@ -47,6 +50,8 @@ pub(crate) struct Connection {
     settled: BTreeSet<TaskName>,
     /// Assignments for which there is no room yet, in the order of service: higher priority first, then the lower number.
     waiting: BTreeSet<(Reverse<i64>, TaskName)>,
+    /// What was started without a watch on what is below its task: when that is set, and what was there before the start.
+    unwatched: BTreeMap<TaskName, (Instant, usize)>,
     /// Results were kept on an earlier session.
     unwritten: bool,
     leave_at: Option<Instant>,
@@ -75,6 +80,7 @@ impl Connection {
             stale: BTreeSet::new(),
             settled: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            unwatched: BTreeMap::new(),
             unwritten: true,
             leave_at: None,
         }
@@ -99,7 +105,7 @@ impl Connection {
     }
 
     pub(crate) fn wake(&self) -> Option<Instant> {
-        self.leave_at
+        self.unwatched.values().map(|(at, _)| *at).chain(self.leave_at).min()
     }
 
     /// A command ended or the worker was asked to stop.
@@ -158,6 +164,7 @@ impl Connection {
                 self.session.write(&paths::worker(&life.config.name), &registration(life).encode(), None)?;
                 self.told = true;
             }
+            self.watch_what_lasts(jobs)?;
             // A command that could not be started has ended at once: its result is written now, too.
             while std::mem::take(&mut self.desk_stale) {
                 self.look_at_desk(life, jobs)?;
@@ -341,11 +348,20 @@ impl Connection {
         self.session.read(&paths::assignment(&life.config.name, &task), !self.follows)
     }
 
+    /// Reads znodes, one after the other; with watches on the first of them where there is none on all of these.
+    fn read_in_order(&self, paths: &[String], watched: usize) -> Vec<Read> {
+        match self.follows {
+            true => self.session.read_in_order(paths),
+            false => (0..).zip(paths).map(|(at, path)| self.session.read(path, at < watched)).collect(),
+        }
+    }
+
     /// Puts what only has to wait among what waits; returns the others, of which something else is to be considered. What is
     /// asked of one that waits meanwhile, the primary asks by recalling it.
     fn line_up(&mut self, new: Vec<TaskName>, life: &Life) -> Result<Vec<TaskName>, Error> {
         let mut others = Vec::new();
-        let read = in_parallel(&new, |task| self.read_assignment(life, *task));
+        let paths: Vec<String> = new.iter().map(|task| paths::assignment(&life.config.name, task)).collect();
+        let read = self.read_in_order(&paths, new.len());
         for (task, read) in new.into_iter().zip(read) {
             let Some((data, _)) = read? else { continue };
             match Assignment::decode(&data).meta.filter(|meta| only_waits(meta, life)) {
@@ -356,27 +372,39 @@ impl Connection {
         Ok(others)
     }
 
-    /// Reads assignments, then `/epoch`, then the tasks, on this session and not from memory, and does what follows.
+    /// Reads assignments, the tasks, and then `/epoch`, at the server of this session and not from memory, and does what follows.
     fn consider(&mut self, names: Vec<TaskName>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         if names.is_empty() {
             return Ok(());
         }
-        let assignments = in_parallel(&names, |name| self.read_assignment(life, *name));
-        let epoch = self.session.read(paths::EPOCH, false)?.and_then(|(data, _)| decode_epoch(&data));
-        let tasks = in_parallel(&names, |name| self.read_task_to_start(*name, life));
-        let mut started = Vec::new();
+        let assignments = names.iter().map(|name| paths::assignment(&life.config.name, name));
+        let tasks = names.iter().map(paths::task);
+        let paths: Vec<String> = assignments.chain(tasks).chain([paths::EPOCH.to_owned()]).collect();
+        let mut read = self.read_in_order(&paths, names.len()).into_iter();
+        let assignments: Vec<Read> = read.by_ref().take(names.len()).collect();
+        let tasks: Vec<Read> = read.by_ref().take(names.len()).collect();
+        let epoch = read.next().transpose()?.flatten().and_then(|(data, _)| decode_epoch(&data));
         for ((name, assignment), task) in names.into_iter().zip(assignments).zip(tasks) {
-            let (Some((data, stat)), task) = (assignment?, task?) else { continue };
+            let (Some((data, stat)), task) = (assignment?, self.facts_to_start(name, task?, life)?) else { continue };
             if jobs.was_started(&name, stat.czxid) {
                 self.settled.insert(name);
                 continue;
             }
             let found = Found { name, assignment: Assignment::decode(&data), stat, epoch };
-            started.extend(self.decide(found, task, life, jobs)?);
+            self.decide(found, task, life, jobs)?;
         }
-        // While they run: whatever comes below a task is told, and what has come since it was read is looked at.
-        let below = in_parallel(&started, |(name, _)| self.session.children(&paths::task(name), true));
-        for ((name, known), below) in started.into_iter().zip(below) {
+        Ok(())
+    }
+
+    /// Sets watches on what is below the tasks that go on running, and looks at what has come since they were read.
+    fn watch_what_lasts(&mut self, jobs: &Jobs) -> Result<(), Error> {
+        let now = Instant::now();
+        let due = self.unwatched.iter().filter(|(_, (at, _))| *at <= now).map(|(name, (_, known))| (*name, *known));
+        let due: Vec<(TaskName, usize)> = due.collect();
+        due.iter().for_each(|(name, _)| _ = self.unwatched.remove(name));
+        let lasting: Vec<_> = due.into_iter().filter(|(name, _)| jobs.get(name).is_some()).collect();
+        let below = in_parallel(&lasting, |(name, _)| self.session.children(&paths::task(name), true));
+        for ((name, known), below) in lasting.into_iter().zip(below) {
             if below?.is_none_or(|below| below.len() != known) {
                 self.stale.insert(name);
                 self.desk_stale = true;
@@ -385,14 +413,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Does what follows for one assignment. If it was started, returns it and how many children its task had.
-    fn decide(
-        &mut self,
-        found: Found,
-        task: Option<(TaskFacts, Option<Task>)>,
-        life: &Life,
-        jobs: &mut Jobs,
-    ) -> Result<Option<(TaskName, usize)>, Error> {
+    /// Does what follows for one assignment.
+    fn decide(&mut self, found: Found, task: Option<Facts>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         let Found { name, assignment, stat, epoch } = found;
         let path = paths::assignment(&life.config.name, &name);
         let (facts, task) = task.unzip();
@@ -409,7 +431,7 @@ impl Connection {
                 if let Some(Some(task)) = task {
                     let again = retries_left(&task, failures);
                     jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt, again }, life);
-                    return Ok(Some((name, below)));
+                    self.unwatched.insert(name, (Instant::now() + WATCHED_FROM, below));
                 }
             }
             Verdict::Leave(why) => {
@@ -452,13 +474,17 @@ impl Connection {
                 self.settled.insert(name);
             }
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// Reads a task for its start. Where nothing is below it, that is one request: what it says of the children is of the
-    /// same moment as the data.
-    fn read_task_to_start(&self, name: TaskName, life: &Life) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
-        match self.session.read(&paths::task(&name), false)? {
+    /// What a task says that is to be started. Where nothing is below it, what was read says so, of the same moment as the data.
+    fn facts_to_start(
+        &self,
+        name: TaskName,
+        read: Option<(Vec<u8>, Stat)>,
+        life: &Life,
+    ) -> Result<Option<Facts>, Error> {
+        match read {
             Some((data, stat)) if stat.children == 0 => Ok(facts(&data, stat, &[], life)),
             Some(_) => self.read_task(name, life),
             None => Ok(None),
@@ -469,7 +495,7 @@ impl Connection {
     ///
     /// What is below it is read first: whoever removes a finished task marks it before its status goes, so one that is
     /// seen without a status and then without the mark has not ended.
-    fn read_task(&self, name: TaskName, life: &Life) -> Result<Option<(TaskFacts, Option<Task>)>, Error> {
+    fn read_task(&self, name: TaskName, life: &Life) -> Result<Option<Facts>, Error> {
         let path = paths::task(&name);
         let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
         let Some((data, stat)) = self.session.read(&path, false)? else { return Ok(None) };
@@ -494,16 +520,22 @@ impl Connection {
                 jobs.cancel_ended(name);
             }
         }
-        let results: Vec<(TaskName, &Job, Option<Written>)> =
+        let results: Vec<Ended<'_>> =
             ended.iter().filter_map(|name| Some((*name, jobs.get(name)?, jobs.written(name, life)))).collect();
-        let reported = in_parallel(&results, |(name, job, written)| self.report(*name, job, written.as_ref(), life));
+        let committed = self.commit_statuses(&results, life)?;
+        let results: Vec<(&Ended<'_>, bool)> = results.iter().zip(committed).collect();
+        let reported = in_parallel(&results, |((name, job, written), committed)| match committed {
+            true => Ok(()),
+            false => self.report(*name, job, written.as_ref(), life),
+        });
         let undisturbed = |name: &TaskName, job: &Job| {
             job.instance == life.instance && job.ended_by_itself() && !self.stale.contains(name)
         };
-        let undisturbed: Vec<bool> = results.iter().map(|(name, job, _)| undisturbed(name, job)).collect();
+        let undisturbed: Vec<bool> = results.iter().map(|((name, job, _), _)| undisturbed(name, job)).collect();
         for ((name, reported), undisturbed) in ended.into_iter().zip(reported).zip(undisturbed) {
             reported?;
             jobs.remove(&name);
+            self.unwatched.remove(&name);
             self.desk_stale = true;
             // The assignment that was started is settled. There may be another one by now, if somebody took that away.
             if undisturbed {
@@ -511,6 +543,27 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Writes statuses that count whatever else there is, as far as none is there yet, with as few requests as there can be. Says
+    /// of each result whether that was done.
+    fn commit_statuses(&self, results: &[Ended<'_>], life: &Life) -> Result<Vec<bool>, Error> {
+        let status = |(name, job, written): &Ended<'_>| match written {
+            Some(Written::Status(status)) if job.instance == life.instance => {
+                let (path, data) = (paths::status(name), status.encode());
+                vec![Write::Create { path, data, sequential: false }]
+            }
+            _ => Vec::new(),
+        };
+        let committed = self.session.commit_each(&results.iter().map(status).collect::<Vec<_>>())?;
+        let said = |((name, _, written), made): (&Ended<'_>, Option<Vec<String>>)| match (written, made) {
+            (Some(Written::Status(status)), Some(made)) if !made.is_empty() => {
+                log::info!("reported task={name} status={}", status.outcome.word());
+                true
+            }
+            _ => false,
+        };
+        Ok(results.iter().zip(committed).map(said).collect())
     }
 
     /// Writes what came of a command, if that still counts.
@@ -601,13 +654,18 @@ struct Found {
     epoch: Option<i64>,
 }
 
+/// What a task says and what is below it; the task is missing where nobody may run it.
+type Facts = (TaskFacts, Option<Task>);
+
+/// A command that has ended, and what is to be written about it.
+type Ended<'a> = (TaskName, &'a Job, Option<Written>);
+
 /// Whether there is nothing to be considered but when it is its turn, as far as the assignment says.
 fn only_waits(meta: &AssignmentMeta, life: &Life) -> bool {
     meta.instance == Some(life.instance) && !meta.recalled && !meta.returned && life.leaving == Leaving::No
 }
 
-/// What a task says and what is below it; the task is missing where nobody may run it.
-fn facts(data: &[u8], stat: Stat, children: &[String], life: &Life) -> Option<(TaskFacts, Option<Task>)> {
+fn facts(data: &[u8], stat: Stat, children: &[String], life: &Life) -> Option<Facts> {
     if stat.owner.is_some() {
         // Nothing can be created below an ephemeral, so no status: it is no task.
         return None;

@@ -4,6 +4,7 @@
 //! One program, so that the tests share a server. Those that count threads or log lines, or freeze a process, start
 //! themselves again in a process of their own ([`alone`]).
 
+mod bulk;
 mod close;
 mod fence;
 mod identity;

@@ -222,13 +222,11 @@ fn many_reads_at_once_say_what_reads_one_by_one_say() {
     let began = Instant::now();
     let one_by_one = in_parallel(&paths, |path| session.read(path, false).unwrap());
     let (between, before) = (Instant::now(), asked());
-    let at_once = session.read_each(&paths, |read| read).unwrap();
+    let at_once: Vec<_> = session.read_each(&paths, |read| read).into_iter().map(Result::unwrap).collect();
     println!("{COUNT} reads: {:?} one by one, {:?} at once", between - began, between.elapsed());
     let requests = asked() - before;
     assert!(requests < COUNT / 10, "not by as many requests: {requests}");
     assert_eq!(at_once, one_by_one);
-    let children = session.children_of_each(&paths, |names| names).unwrap();
-    assert_eq!(children, in_parallel(&paths, |path| session.children(path, false).unwrap()));
     assert_eq!(session.over(), None);
 }
 
@@ -240,11 +238,11 @@ fn many_reads_need_the_same_identity_as_one() {
     ann.ensure("/").unwrap();
     let paths: Vec<String> = (0..500).map(|number| format!("/n{number}")).collect();
     in_parallel(&paths, |path| ann.create(path, b"hers", Kind::Persistent).unwrap());
-    let read = ann.read_each(&paths, |read| read.map(|(data, _)| data)).unwrap();
-    assert!(read.iter().all(|data| data.as_deref() == Some(b"hers")));
+    let read = ann.read_each(&paths, |read| read.map(|(data, _)| data));
+    assert!(read.into_iter().all(|read| read.unwrap().as_deref() == Some(b"hers")));
     let (anyone, _mailbox) = open(&connect, SECOND * 10);
-    let refused = anyone.read_each(&paths, |read| read.is_some()).unwrap_err();
-    assert!(matches!(refused, Error::NotAllowed(_)), "{refused}");
+    let refused = anyone.read_each(&paths, |read| read.is_some());
+    assert!(refused.iter().all(|read| matches!(read, Err(Error::NotAllowed(_)))), "{refused:?}");
 }
 
 #[test]
@@ -258,7 +256,7 @@ fn many_reads_on_a_server_that_goes_away_end_with_the_session() {
         server.kill();
         reading.join().unwrap()
     });
-    assert!(matches!(read, Err(Error::Lost(_))), "{read:?}");
+    assert!(matches!(read.last(), Some(Err(Error::Lost(_)))), "{:?}", read.last());
 }
 
 #[test]

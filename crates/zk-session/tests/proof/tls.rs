@@ -82,8 +82,8 @@ fn a_session_over_tls_does_what_any_does() {
     assert_eq!(session.read("/large", false).unwrap().unwrap().0, large);
     let paths: Vec<String> = (0..500).map(|number| format!("/n{number}")).collect();
     in_parallel(&paths, |path| session.create(path, &large[..2000], Kind::Persistent).unwrap());
-    let read = session.read_each(&paths, |read| read.map(|(data, _)| data)).unwrap();
-    assert!(read.iter().all(|data| data.as_deref() == Some(&large[..2000])));
+    let read = session.read_each(&paths, |read| read.map(|(data, _)| data));
+    assert!(read.into_iter().all(|read| read.unwrap().as_deref() == Some(&large[..2000])));
     let mut expected: BTreeSet<&str> = paths.iter().map(String::as_str).chain(["/large"]).collect();
     while !expected.is_empty() {
         let Event::Watch { path, change } = mailbox.event() else { panic!("it is lost") };

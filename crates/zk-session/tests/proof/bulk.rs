@@ -1,0 +1,192 @@
+//! The second connection of a session that has much to read or to write: what goes over it, and that it ends with the session.
+
+use std::thread;
+
+use e2e::{Server, Txn, TxnKind, wait_for};
+use zk_session::{Config, Error, Kind, Session, Write, end_session};
+
+use crate::{SECOND, config, created, ms, open, open_with};
+
+/// More is asked for than any connection is worth: from here on there is one.
+#[track_caller]
+fn make_busy(session: &Session) {
+    let paths: Vec<String> = (0..100).map(|number| format!("/nothing-{number}")).collect();
+    assert!(session.read_each(&paths, |read| read.is_none()).into_iter().all(|read| read == Ok(true)));
+    assert!(session.has_bulk());
+}
+
+fn create(path: &str) -> Write {
+    Write::Create { path: path.to_owned(), data: b"data".to_vec(), sequential: false }
+}
+
+fn delete(path: &str, version: Option<i32>) -> Write {
+    Write::Delete { path: path.to_owned(), version }
+}
+
+#[test]
+fn a_transaction_is_carried_out_as_a_whole_or_not_at_all_and_no_other_is_held_up_by_it() {
+    let connect = Server::shared().chroot("transactions");
+    let (session, mailbox) = open(&connect, SECOND * 10);
+    session.ensure("/there").unwrap();
+    session.own("/own", b"").unwrap();
+    make_busy(&session);
+    let sequential = Write::Create { path: "/n-".to_owned(), data: Vec::new(), sequential: true };
+    let written = Write::Data { path: "/there".to_owned(), data: b"new".to_vec(), version: Some(0) };
+    let outdated = Write::Data { path: "/there".to_owned(), data: b"newer".to_vec(), version: Some(7) };
+    let made = session.commit_each(&[
+        vec![create("/a"), create("/a/b")],
+        vec![create("/c"), create("/there")],
+        vec![sequential.clone(), sequential],
+        vec![written],
+        vec![create("/d"), delete("/missing", None)],
+        vec![create("/e"), delete("/e", Some(0))],
+        vec![outdated],
+        Vec::new(),
+    ]);
+    let there = |path: &str| session.read(path, false).unwrap().map(|(data, _)| data);
+    let numbers: Vec<String> = session.children("/", false).unwrap().unwrap();
+    let numbers = numbers.iter().filter(|name| name.starts_with("n-")).count();
+    let made = made.unwrap();
+    assert_eq!(made[0], Some(vec!["/a".to_owned(), "/a/b".to_owned()]));
+    assert_eq!(made[1], None);
+    let two = made[2].as_deref().expect("both are made");
+    assert!(two[0] < two[1] && two.iter().all(|path| there(path) == Some(Vec::new())) && numbers == 2, "{two:?}");
+    assert_eq!(made[3..], [Some(vec![]), None, Some(vec!["/e".to_owned()]), None, Some(vec![])]);
+    assert_eq!(there("/a/b").as_deref(), Some(&b"data"[..]));
+    assert_eq!(there("/there").as_deref(), Some(&b"new"[..]));
+    assert_eq!(["/c", "/d", "/e"].map(there), [const { None }; 3]);
+    assert_eq!(session.over(), None);
+    assert!(mailbox.within(ms(100)).is_empty());
+}
+
+#[test]
+fn what_few_requests_can_do_needs_no_second_connection_and_one_that_is_not_used_is_closed() {
+    let server = Server::start();
+    let connections = || {
+        let counters = server.four_letter("mntr").unwrap();
+        let alive = counters.lines().find_map(|line| line.strip_prefix("zk_num_alive_connections\t"));
+        // The question is one as well.
+        alive.and_then(|number| number.trim().parse::<usize>().ok()).unwrap() - 1
+    };
+    let (session, _mailbox) = open(&server.chroot("idle"), SECOND * 3);
+    session.ensure("/").unwrap();
+    session.own("/own", b"").unwrap();
+    assert_eq!(session.commit_each(&[vec![create("/a")], vec![create("/b")]]), Ok(vec![None, None]));
+    assert_eq!(session.stat("/a", false), Ok(None));
+    assert_eq!((session.has_bulk(), connections()), (false, 1));
+    make_busy(&session);
+    assert_eq!(connections(), 2);
+    wait_for("the second connection to be closed", || match connections() {
+        1 => Ok(()),
+        more => Err(more.to_string()),
+    });
+    assert_eq!((session.has_bulk(), session.over()), (false, None));
+    // And it comes again.
+    make_busy(&session);
+    assert_eq!(session.commit_each(&[vec![create("/a")]]), Ok(vec![Some(vec!["/a".to_owned()])]));
+    session.close(SECOND * 5);
+    wait_for("no connection to be left", || match connections() {
+        0 => Ok(()),
+        more => Err(more.to_string()),
+    });
+}
+
+#[test]
+fn what_a_transaction_makes_has_the_same_acl_as_anything() {
+    let connect = Server::shared().chroot("transaction-acl");
+    let digest = Some("ann:secret".to_owned());
+    let (ann, _mailbox) = open_with(&Config { digest, ..config(&connect, SECOND * 10) });
+    ann.ensure("/").unwrap();
+    ann.own("/own", b"").unwrap();
+    make_busy(&ann);
+    assert_eq!(ann.commit_each(&[vec![create("/hers")]]), Ok(vec![Some(vec!["/hers".to_owned()])]));
+    assert_eq!(ann.is_protected("/hers"), Ok(Some(true)));
+    let (anyone, _mailbox) = open(&connect, SECOND * 10);
+    anyone.own("/hers/not", b"").unwrap_err();
+    assert_eq!(anyone.read("/hers", false), Err(Error::NotAllowed("/hers".to_owned())));
+}
+
+/// What is to be proved of the fence: without the own node nothing is carried out.
+#[test]
+fn without_its_own_node_a_session_writes_nothing_over_the_second_connection() {
+    let connect = Server::shared().chroot("lease");
+    // The next heartbeat would make the node again.
+    let (session, _mailbox) = open(&connect, SECOND * 40);
+    session.ensure("/").unwrap();
+    session.own("/own", b"").unwrap();
+    make_busy(&session);
+    assert_eq!(session.commit_each(&[vec![create("/a")]]), Ok(vec![Some(vec!["/a".to_owned()])]));
+    let (hand, _mailbox) = open(&connect, SECOND * 10);
+    hand.delete("/own", None).unwrap();
+    let several = [vec![create("/b")], vec![create("/c")], vec![delete("/a", None)]];
+    assert_eq!(session.commit_each(&several), Ok(vec![None, None, None]));
+    assert_eq!(["/a", "/b", "/c"].map(|path| hand.stat(path, false).unwrap().is_some()), [true, false, false]);
+}
+
+/// The fence, as `fence` proves it for the session itself, by the server's own log.
+#[test]
+fn no_transaction_is_carried_out_after_the_end_of_its_session() {
+    let server = Server::shared();
+    let connect = server.chroot("transactions-end");
+    let chroot = connect.strip_prefix(&server.connect_string()).unwrap();
+    let (hand, _hand_mailbox) = open(&connect, SECOND * 10);
+    hand.ensure("/").unwrap();
+    for round in 0..10 {
+        let (session, mailbox) = open(&connect, SECOND * 10);
+        let id = session.own("/own", b"").unwrap();
+        make_busy(&session);
+        let writer = thread::spawn({
+            let session = session.clone();
+            move || {
+                let transaction =
+                    |number| vec![create(&format!("/n-{round}-{number}")), create(&format!("/m-{round}-{number}"))];
+                let mut number = 0;
+                loop {
+                    let transactions: Vec<Vec<Write>> = (number..number + 200).map(transaction).collect();
+                    number += 200;
+                    match session.commit_each(&transactions) {
+                        Ok(_) => {}
+                        Err(error) => return error,
+                    }
+                }
+            }
+        });
+        let below = format!("{chroot}/n-{round}-");
+        wait_for("some transactions", || match created(&server.transactions(), &below).len() {
+            some if some > 20 => Ok(()),
+            few => Err(few.to_string()),
+        });
+        assert!(end_session(&config(&connect, SECOND * 10), id).unwrap());
+        mailbox.lost();
+        assert!(matches!(writer.join().unwrap(), Error::Lost(_)));
+        let log = server.transactions();
+        let end =
+            log.iter().position(|txn| txn.session == id.0 && txn.kind == TxnKind::CloseSession).expect("it ended");
+        let (before, after) = log.split_at(end);
+        assert!(created(before, &below).len() > 20, "round {round}");
+        assert_eq!(created(after, &below), Vec::<String>::new(), "round {round}");
+        // They are told as what the session itself did.
+        let ours = |txn: &&Txn| matches!(&txn.kind, TxnKind::Create { path, .. } if path.starts_with(&below));
+        assert!(before.iter().filter(ours).all(|txn| txn.session == id.0));
+    }
+}
+
+#[test]
+fn a_server_that_dies_under_a_transaction_ends_the_session() {
+    let mut server = Server::start();
+    let (session, mailbox) = open(&server.chroot("dies"), SECOND * 30);
+    session.ensure("/").unwrap();
+    session.own("/own", b"").unwrap();
+    make_busy(&session);
+    let transactions: Vec<Vec<Write>> = (0..50_000).map(|number| vec![create(&format!("/n-{number}"))]).collect();
+    let committed = thread::scope(|scope| {
+        let committing = scope.spawn(|| session.commit_each(&transactions));
+        server.kill();
+        committing.join().unwrap()
+    });
+    assert!(matches!(committed, Err(Error::Lost(_))), "{committed:?}");
+    mailbox.lost();
+    assert!(session.over().is_some());
+    let again = session.create("/n", b"", Kind::Persistent);
+    assert!(matches!(again, Err(Error::Lost(_))), "{again:?}");
+}
