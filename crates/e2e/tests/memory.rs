@@ -7,6 +7,7 @@ use std::{fs, time::Instant};
 use common::{Bench, inner, well};
 use e2e::wait_for;
 use zk_session::in_parallel;
+use znode_paths::{Worker, paths};
 
 /// What a process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +32,9 @@ fn used(pid: i32) -> Use {
     }
 }
 
-/// So many tasks in each batch. The allocator has what it keeps for later, for each of the threads that there may be at once,
-/// after the first of them; and the worker knows as many kept folders by name as it ever does.
+/// So many tasks in each batch. After the first of them the worker knows as many kept folders by name as it ever does.
 const BATCH: usize = 250;
-const FIRST: usize = 16;
+const FIRST: usize = 6;
 
 /// So many batches more, unless the environment says otherwise. What is kept of a task makes every batch grow, the allocator
 /// now and then: so the median tells the one from the other, with far fewer than 10,000 tasks.
@@ -43,6 +43,23 @@ const BATCHES: usize = 5;
 /// 16 bytes of each task.
 const NOISE_KIB: u64 = 4;
 
+/// The `zookeeper` crate keeps what it receives in a buffer of 2 MiB, which it uses anew when it is full: page by page that becomes
+/// memory. So it is filled first, by somebody who writes to the worker's registration: the worker reads that.
+fn fill_receive_buffer(bench: &Bench) {
+    let path = paths::worker(&"w".parse().unwrap());
+    let own = bench.tree.data(&path).expect("it is registered");
+    let mut registration = Worker::decode(&own).unwrap();
+    let meta = registration.meta.as_mut().expect("it is one of ours");
+    meta.labels.insert("large".to_owned(), "x".repeat(900_000));
+    for _ in 0..5 {
+        bench.tree.ask(|session| session.write(&path, &registration.encode(), None)).unwrap();
+        wait_for("the worker to write what it was", || match bench.tree.data(&path) {
+            Some(data) if data == own => Ok(()),
+            other => Err(format!("{} bytes", other.map_or(0, |data| data.len()))),
+        });
+    }
+}
+
 #[test]
 fn thousands_of_tasks_leave_no_memory_descriptor_thread_or_zombie() {
     let bench = Bench::shared("many");
@@ -50,6 +67,7 @@ fn thousands_of_tasks_leave_no_memory_descriptor_thread_or_zombie() {
     let master = bench.master("m:2223").start();
     let worker = bench.worker("w").args(["--slots", "8", "-q"]).start();
     bench.tree.wait_worker("w");
+    fill_receive_buffer(&bench);
     let pid = inner(&worker).as_raw_nonzero().get();
     let began = Instant::now();
     let mut took = Vec::new();
