@@ -46,13 +46,13 @@ const NOISE_KIB: u64 = 4;
 /// The `zookeeper` crate keeps what it receives in a buffer of 2 MiB, which it uses anew when it is full: page by page that becomes
 /// memory. So it is filled first, by somebody who writes to the worker's registration: the worker reads that.
 fn fill_receive_buffer(bench: &Bench) {
-    let path = paths::worker(&"w".parse().unwrap());
+    let path = paths::worker(&"w".parse().expect("a name"));
     let own = bench.tree.data(&path).expect("it is registered");
-    let mut registration = Worker::decode(&own).unwrap();
-    let meta = registration.meta.as_mut().expect("it is one of ours");
+    let mut registration = Worker::decode(&own).expect("it is one of ours");
+    let meta = registration.meta.as_mut().expect("it is not made by hand");
     meta.labels.insert("large".to_owned(), "x".repeat(900_000));
     for _ in 0..5 {
-        bench.tree.ask(|session| session.write(&path, &registration.encode(), None)).unwrap();
+        bench.tree.ask(|session| session.write(&path, &registration.encode(), None)).expect("it is there");
         wait_for("the worker to write what it was", || match bench.tree.data(&path) {
             Some(data) if data == own => Ok(()),
             other => Err(format!("{} bytes", other.map_or(0, |data| data.len()))),
