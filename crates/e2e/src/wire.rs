@@ -1,6 +1,6 @@
 //! A wire between programs and a server, which a test can hold at a very request: the moment between two writes of a daemon,
-//! which no kill by the clock ever hits. For there to be such moments, it refuses requests for several things at once, as a server
-//! would that knows of none: then they are done one by one.
+//! which no kill by the clock ever hits. For there to be such moments, it refuses requests for several things at once: then they are
+//! done one by one. Or it refuses what servers before 3.6 do not know, as these do (seen with 3.4.6).
 
 use std::{
     io::{self, Read, Write},
@@ -44,6 +44,17 @@ impl Request {
     }
 }
 
+const MULTI: i32 = 14;
+const MULTI_READ: i32 = 22;
+const ADD_WATCH: i32 = 106;
+
+/// What becomes of a connection on which something was refused.
+#[derive(Clone, Copy)]
+enum Then {
+    GoOn,
+    End,
+}
+
 /// The wire. Any number of programs may use it; it lies until the end of the test process.
 pub struct Wire {
     port: Port,
@@ -72,6 +83,16 @@ impl Wire {
     /// A wire to a server, `address:port`, on a port of its own.
     #[must_use]
     pub fn to(server: &str) -> Wire {
+        Wire::refusing(server, &[(MULTI, Then::GoOn), (MULTI_READ, Then::End)])
+    }
+
+    /// A wire that makes a server one from before 3.6.
+    #[must_use]
+    pub fn as_before_3_6(server: &str) -> Wire {
+        Wire::refusing(server, &[(ADD_WATCH, Then::End), (MULTI_READ, Then::End)])
+    }
+
+    fn refusing(server: &str, refused: &'static [(i32, Then)]) -> Wire {
         let port = Port::claim();
         let listener = TcpListener::bind(port.address()).expect("a claimed port is free");
         let shared = Arc::<Shared>::default();
@@ -79,7 +100,7 @@ impl Wire {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (server, shared) = (server.clone(), Arc::clone(&sharing));
-                thread::spawn(move || pass_on(&client, &server, &shared).ok()); // a connection that ends is nothing to tell
+                thread::spawn(move || pass_on(&client, &server, &shared, refused).ok()); // a connection that ends is nothing to tell
             }
         });
         Wire { port, shared }
@@ -139,7 +160,7 @@ impl Shared {
 }
 
 /// One connection.
-fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared) -> io::Result<()> {
+fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared, refused: &[(i32, Then)]) -> io::Result<()> {
     let connection = {
         let mut state = lock(&shared.state);
         state.connections += 1;
@@ -155,9 +176,12 @@ fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared) -> io::Result<
     while let Ok(frame) = frame(&mut client) {
         // What a client says first is no request.
         lost = lost || greeted && !shared.pass(connection, Request::of(&frame[4..]));
-        if greeted && let Some(refusal) = refusal(&frame[4..]) {
+        if greeted && let Some((refusal, then)) = refusal(&frame[4..], refused) {
             client.write_all(&refusal)?;
-            continue;
+            match then {
+                Then::GoOn => continue,
+                Then::End => break,
+            }
         }
         greeted = true;
         if !lost {
@@ -167,16 +191,14 @@ fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared) -> io::Result<
     server.shutdown(Shutdown::Both)
 }
 
-/// The answer to a request for several things at once, with its length. No other answers come over the connections that these are made
-/// on, so none is on its way now.
-fn refusal(request: &[u8]) -> Option<Vec<u8>> {
-    const MULTI: i32 = 14;
-    const MULTI_READ: i32 = 22;
+/// The answer to a request that is refused, with its length, and what becomes of the connection. No other answer is on its way there:
+/// whoever asks that waits for it.
+fn refusal(request: &[u8], refused: &[(i32, Then)]) -> Option<(Vec<u8>, Then)> {
     const UNIMPLEMENTED: i32 = -6;
     let mut input = Input(request);
-    let xid = input.int()?;
-    [MULTI, MULTI_READ].contains(&input.int()?).then_some(())?;
-    Some(Output::default().int(16).int(xid).long(0).int(UNIMPLEMENTED).0)
+    let (xid, opcode) = (input.int()?, input.int()?);
+    let (_, then) = *refused.iter().find(|(refused, _)| *refused == opcode)?;
+    Some((Output::default().int(16).int(xid).long(0).int(UNIMPLEMENTED).0, then))
 }
 
 /// The next frame, with its length.

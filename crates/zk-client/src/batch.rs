@@ -198,7 +198,7 @@ fn statuses(session: &Session, tasks: &[TaskName]) -> Result<Vec<Option<Look>>, 
         }
         Some(Look::Ended(stat.czxid, Box::new(status)))
     };
-    session.read_each(&paths, look).into_iter().collect()
+    look::read_all(session, &paths, look)
 }
 
 struct Work {

@@ -75,11 +75,10 @@ fn decode(data: &[u8]) -> Option<Task> {
 /// Reads all tasks, in the order of their names, without the output of their commands.
 pub(crate) fn tasks(session: &Session) -> Result<Vec<TaskSeen>, Error> {
     let names = all_tasks(session)?;
-    let read = session.read_each(&task_paths(&names), |read| {
+    let read = read_all(session, &task_paths(&names), |read| {
         let (data, stat) = read?;
         Some((decode(&data)?, stat))
-    });
-    let read: Vec<Option<(Task, Stat)>> = read.into_iter().collect::<Result<_, _>>()?;
+    })?;
     let there = names.into_iter().zip(read).filter_map(|(name, read)| Some((name, read?)));
     let there: Vec<(TaskName, (Task, Stat))> = there.collect();
     let mut statuses = statuses(session, there.iter().map(|(name, (_, stat))| (*name, *stat)))?;
@@ -93,11 +92,19 @@ pub(crate) fn tasks(session: &Session) -> Result<Vec<TaskSeen>, Error> {
 /// Reads how all tasks ended: name, czxid and the word, if any.
 pub(crate) fn outcomes(session: &Session) -> Result<Vec<(TaskName, i64, Option<Outcome>)>, Error> {
     let names = all_tasks(session)?;
-    let stats = session.read_each(&task_paths(&names), |read| read.map(|(_, stat)| stat));
-    let stats: Vec<Option<Stat>> = stats.into_iter().collect::<Result<_, _>>()?;
+    let stats = read_all(session, &task_paths(&names), |read| read.map(|(_, stat)| stat))?;
     let there: Vec<(TaskName, Stat)> = names.into_iter().zip(stats).filter_map(|(n, stat)| Some((n, stat?))).collect();
     let mut statuses = statuses(session, there.iter().copied())?;
     Ok(there.into_iter().map(|(n, stat)| (n, stat.czxid, statuses.remove(&n).map(|status| status.outcome))).collect())
+}
+
+/// Reads znodes; of no use is what is not read whole.
+pub(crate) fn read_all<T: Send>(
+    session: &Session,
+    paths: &[String],
+    make: impl Fn(Option<(Vec<u8>, Stat)>) -> T + Sync,
+) -> Result<Vec<T>, Error> {
+    session.read_each(paths, make).into_iter().collect()
 }
 
 fn all_tasks(session: &Session) -> Result<Vec<TaskName>, Error> {
@@ -115,14 +122,13 @@ fn statuses(
 ) -> Result<BTreeMap<TaskName, Status>, Error> {
     let names: Vec<TaskName> = tasks.filter(|(_, stat)| stat.children > 0).map(|(name, _)| name).collect();
     let paths: Vec<String> = names.iter().map(paths::status).collect();
-    let read = session.read_each(&paths, |read| {
+    let read = read_all(session, &paths, |read| {
         let mut status = Status::decode(&read?.0);
         if let Some(meta) = &mut status.meta {
             (meta.stdout, meta.stderr) = (None, None);
         }
         Some(status)
-    });
-    let read: Vec<Option<Status>> = read.into_iter().collect::<Result<_, _>>()?;
+    })?;
     Ok(names.into_iter().zip(read).filter_map(|(name, status)| Some((name, status?))).collect())
 }
 

@@ -12,6 +12,9 @@ use crate::metrics::Metrics;
 use crate::plan::{Chain, Plan, Removal, Step};
 use crate::reading::Reading;
 
+/// From so many removals on it is worth to look at them first.
+const MANY: usize = 32;
+
 /// How far a chain came, and why not further.
 type Progress<'a> = (Vec<&'a Step>, Result<(), Error>);
 
@@ -19,7 +22,6 @@ type Progress<'a> = (Vec<&'a Step>, Result<(), Error>);
 /// next plan. Returns whether anything was done.
 pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, metrics: &Metrics) -> Result<bool, Error> {
     let mut outcome = Ok(());
-    let mut progress = false;
     let done = |step: &Step| {
         log::log!(level(step), "{}", sentence(step));
         if let Step::Assign(_, task, meta) = step {
@@ -28,12 +30,10 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, met
     };
     let committed = commit(session, &plan.chains)?;
     let (at_once, others): (Vec<_>, Vec<_>) = plan.chains.iter().zip(committed).partition(|(_, committed)| *committed);
+    let mut progress = !at_once.is_empty();
     at_once.iter().flat_map(|(chain, _)| *chain).for_each(done);
     let results = in_parallel(&others, |(chain, _)| carry_out(session, chain, done));
-    for step in at_once.into_iter().flat_map(|(chain, _)| chain) {
-        mark(step, true, reading);
-        progress = true;
-    }
+    at_once.iter().flat_map(|(chain, _)| *chain).for_each(|step| mark(step, true, reading));
     for (tried, result) in results {
         progress |= result.is_ok() || tried.len() > 1;
         for (index, step) in tried.iter().enumerate() {
@@ -94,7 +94,7 @@ fn writes(step: &Step, removals: &BTreeMap<TaskName, Vec<Write>>) -> Option<Vec<
 /// How ended tasks can be removed at once, where there is nothing to them but a status. So no mark is needed: none is half
 /// removed.
 fn removals(session: &Session, tasks: &[TaskName]) -> BTreeMap<TaskName, Vec<Write>> {
-    if !session.has_bulk() {
+    if tasks.len() < MANY && !session.has_bulk() {
         return BTreeMap::new();
     }
     let paths: Vec<String> = tasks.iter().map(paths::task).collect();

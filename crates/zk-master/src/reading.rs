@@ -390,7 +390,7 @@ impl Reading {
         let (new, known): (Vec<TaskName>, Vec<TaskName>) = stale.iter().partition(|task| before(task).is_none());
         let watch = !self.below;
         let read = match watch {
-            true => in_parallel(&new, |task| read_task(session, *task, None, watch)),
+            true => in_parallel(&new, |task| read_task(session, *task, None, true)),
             false => read_new_tasks(session, &new),
         };
         let has_ended = |task: &TaskName| before(task).is_some_and(|known| known.open().is_none());

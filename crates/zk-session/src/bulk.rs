@@ -6,19 +6,22 @@
 //! (`multi`), and some of these are on their way at any time. The answers come in the order of the requests (ZooKeeper
 //! Programmer's Guide, Consistency Guarantees).
 //!
-//! The connection goes to the server of the session. So what is read here is at least as new as what the session has read
-//! or written before, and whatever changes later fires the watches that the session has set before. And what was written
-//! here is seen by what the session does afterwards.
+//! The connection goes to the server of the session, also where an address stands for several (a balancer): a session that knows its
+//! own id has no other. So what is read here is at least as new as what the session has read or written before, and whatever
+//! changes later fires the watches that the session has set before. And what was written here is seen by what the session does
+//! afterwards.
 //!
 //! It is opened when enough is asked for to be worth the handshake, and closed when nothing more is: somebody who has little to do
 //! asks on the session alone.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use crate::SessionId;
 use crate::handshake::{self, Connection};
 use crate::jute::{self, Answer, Input, Operations};
 use crate::socket;
@@ -54,6 +57,10 @@ pub(crate) struct Bulk {
     usage: Mutex<Usage>,
     /// Its socket, to cut it under whoever waits there.
     socket: Mutex<Option<Socket>>,
+    /// The session is over.
+    over: AtomicBool,
+    /// The server does not know requests for several reads.
+    no_reads: AtomicBool,
 }
 
 #[derive(Default)]
@@ -69,7 +76,9 @@ struct Usage {
 pub(crate) struct Way<'a> {
     pub(crate) server: &'a Server,
     pub(crate) digest: Option<&'a str>,
-    /// The session timeout.
+    /// The session, as far as it is known.
+    pub(crate) beside: Option<SessionId>,
+    /// Its timeout.
     pub(crate) timeout: Duration,
     /// How long to wait for each answer. Then the session itself counts as lost.
     pub(crate) patience: Duration,
@@ -116,13 +125,26 @@ impl Bulk {
             Ok((line, socket)) => {
                 socket::limit_delivery(&socket, way.patience);
                 *lock(&self.socket) = Some(socket);
-                Some(line)
+                // Lost while it was opened: nobody else cuts it any more.
+                (!self.over.load(Ordering::SeqCst)).then_some(line)
             }
             Err(error) => {
                 log::debug!("no connection for many requests: {error}");
                 usage.refused = Some(now + REFUSED);
                 None
             }
+        }
+    }
+
+    /// Reads, on the connection if there is one, and in this order; those that `answered` was not called for have no answer.
+    pub(crate) fn read(&self, way: &Way<'_>, paths: &[String], answered: impl FnMut(usize, Answer)) {
+        // ZooKeeper before 3.6 answers with an error and ends the connection.
+        if paths.is_empty() || self.no_reads.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(Err(error)) = self.with(way, paths.len(), |line| line.read(paths, answered)) {
+            log::debug!("reading one by one, several at once failed: {error}");
+            self.no_reads.fetch_or(error.kind() == io::ErrorKind::Unsupported, Ordering::Relaxed);
         }
     }
 
@@ -133,27 +155,23 @@ impl Bulk {
 
     /// A heartbeat: closes the connection when nobody has used it since the last one.
     pub(crate) fn beat(&self) {
-        // Somebody uses it.
-        let Ok(mut usage) = self.usage.try_lock() else { return };
-        if std::mem::take(&mut usage.wanted) == 0 {
-            self.hang_up(&mut usage);
+        let unused = |usage: &mut Usage| std::mem::take(&mut usage.wanted) == 0;
+        if self.usage.try_lock().is_ok_and(|mut usage| unused(&mut usage)) {
+            self.close();
         }
     }
 
     /// Closes the connection, if nobody uses it.
     pub(crate) fn close(&self) {
         if let Ok(mut usage) = self.usage.try_lock() {
-            self.hang_up(&mut usage);
+            lock(&self.socket).take();
+            usage.line.take().into_iter().for_each(Line::close);
         }
     }
 
-    fn hang_up(&self, usage: &mut Usage) {
-        lock(&self.socket).take();
-        usage.line.take().into_iter().for_each(Line::close);
-    }
-
-    /// Cuts the connection at once.
+    /// Cuts the connection at once, and lets nobody have another: the session is over.
     pub(crate) fn cut(&self) {
+        self.over.store(true, Ordering::SeqCst);
         if let Some(socket) = lock(&self.socket).take() {
             socket::cut(&socket);
         }
@@ -171,17 +189,24 @@ pub(crate) struct Line {
 
 impl Line {
     fn open(way: &Way<'_>) -> io::Result<(Line, Socket)> {
-        let mut connection = handshake::open(way.server, way.timeout)?;
+        let (mut connection, id) = handshake::open(way.server, way.timeout)?;
+        if way.beside.is_some_and(|session| session.server() != id.server()) {
+            connection.close_session();
+            return Err(io::Error::other("the address led to another server than that of the session"));
+        }
         if let Some(digest) = way.digest {
             connection.send(&jute::authentication(digest))?;
-            while jute::header(&connection.receive(LARGEST)?)?.0 != jute::AUTH_XID {}
+            match jute::header(&connection.receive(LARGEST)?)? {
+                (jute::AUTH_XID, 0, _) => {}
+                (_, code, _) => return Err(io::Error::other(format!("the server refuses the identity: {code}"))),
+            }
         }
-        connection.set_patience(way.patience);
+        connection.set_patience(way.patience)?;
         let socket = connection.socket()?;
         Ok((Line { connection, xid: 0, used: Instant::now(), timeout: way.timeout }, socket))
     }
 
-    /// Whether its session can have been expired by the servers, or its numbers run out.
+    /// Whether its session cannot have been expired by the servers, and its numbers have not run out.
     fn is_good(&self) -> bool {
         self.used.elapsed() < self.timeout / 2 && self.xid < LAST_REQUEST
     }
@@ -190,14 +215,18 @@ impl Line {
         self.connection.close_session();
     }
 
-    /// Reads, each answered once, in their order. On servers before 3.6 none is answered.
+    /// Reads, each answered once, in their order.
     ///
     /// # Errors
     /// The connection broke, or something came that is not ZooKeeper's: those that `answered` was not called for have no answer.
-    pub(crate) fn read(&mut self, paths: &[String], mut answered: impl FnMut(usize, Answer)) -> io::Result<()> {
+    /// [`io::ErrorKind::Unsupported`] where the server does not know such requests.
+    fn read(&mut self, paths: &[String], mut answered: impl FnMut(usize, Answer)) -> io::Result<()> {
         let groups: Vec<&[String]> = paths.chunks(READS).collect();
         let body = |at: usize| jute::reads(groups[at]);
-        self.exchange(jute::MULTI_READ, groups.len(), body, |at, body| {
+        self.exchange(jute::MULTI_READ, groups.len(), body, |at, code, body| {
+            if code != 0 {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, format!("the server refuses it: {code}")));
+            }
             let mut input = Input(body);
             for index in 0..groups[at].len() {
                 answered(at * READS + index, jute::answer_among(&mut input)?);
@@ -239,8 +268,9 @@ impl Line {
             groups[at].iter().for_each(|index| all.append(&transactions[*index]));
             all.body()
         };
-        self.exchange(jute::MULTI, groups.len(), body, |at, body| {
-            let Some(results) = jute::carried_out(body)? else { return Ok(()) };
+        self.exchange(jute::MULTI, groups.len(), body, |at, code, body| {
+            let results = if code == 0 { jute::carried_out(body)? } else { None };
+            let Some(results) = results else { return Ok(()) };
             let mut results = results.into_iter().skip(usize::from(lease.is_some()));
             for index in &groups[at] {
                 let of_one = results.by_ref().take(transactions[*index].count);
@@ -250,13 +280,13 @@ impl Line {
         })
     }
 
-    /// Sends requests of one kind, so many at a time, and takes the answers of those that the server did not refuse as a whole.
+    /// Sends requests of one kind, so many at a time, and takes the answers: an error code, and what follows if that is 0.
     fn exchange(
         &mut self,
         opcode: i32,
         count: usize,
         body: impl Fn(usize) -> Vec<u8>,
-        mut answered: impl FnMut(usize, &[u8]) -> io::Result<()>,
+        mut answered: impl FnMut(usize, i32, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let first = self.xid + 1;
         let number = |at: usize| i32::try_from(at).map(|at| first.saturating_add(at)).map_err(io::Error::other);
@@ -275,12 +305,11 @@ impl Line {
             }
             let reply = self.connection.receive(LARGEST)?;
             let (xid, code, body) = jute::header(&reply)?;
+            // There are neither pings nor watches here.
             if xid != number(received)? {
-                continue; // a ping's or a notification
+                return Err(io::ErrorKind::InvalidData.into());
             }
-            if code == 0 {
-                answered(received, body)?;
-            }
+            answered(received, code, body)?;
             received += 1;
         }
         Ok(())

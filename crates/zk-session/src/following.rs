@@ -7,7 +7,7 @@ use crate::{Error, Session};
 pub struct Following {
     /// The number of the session on which they are.
     on: Option<u32>,
-    /// The last session ended when it was asked for them: an older server may do that.
+    /// The last session was asked for them, and ended, or is about to: an older server answers with an error and ends the connection.
     ended: bool,
 }
 
@@ -27,10 +27,9 @@ impl Following {
         for path in paths {
             match session.watch_below(path) {
                 Ok(()) => {}
-                Err(Error::Refused { .. }) => return Ok(false),
                 Err(error) => {
                     self.ended = true;
-                    return Err(error);
+                    return if matches!(error, Error::Refused { .. }) { Ok(false) } else { Err(error) };
                 }
             }
         }

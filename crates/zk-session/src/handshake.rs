@@ -2,7 +2,8 @@
 //!
 //! The `zookeeper` crate says neither what session timeout was granted nor what the session's password is, and it waits
 //! for ever for a server that accepts a connection and then is silent. So before it may connect, [`probe`] opens and
-//! closes a throw-away session with a deadline, and [`close_session`] ends an earlier session of ours.
+//! closes a throw-away session with a deadline, [`close_session`] ends an earlier session of ours, and [`open`] makes a connection for
+//! those who speak the protocol themselves.
 
 use std::io::{self, BufReader, Read as _, Write as _};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use socket2::Socket;
 
 use crate::SessionId;
+use crate::jute::Input;
 use crate::stream::{PATIENCE, Server, Stream};
 
 /// Longer answers are not from a ZooKeeper server: a `ConnectResponse` has 37 bytes, any other answer here has 16.
@@ -22,8 +24,7 @@ const CLOSE_SESSION: i32 = -11;
 /// # Errors
 /// Not reached, not a ZooKeeper server, or one that serves no sessions now.
 pub(crate) fn probe(server: &Server, timeout: Duration) -> io::Result<Duration> {
-    let (mut connection, granted) = connect(server, timeout, 0, &[0; 16])?;
-    let granted = granted.ok_or_else(|| io::Error::other("it refused a new session"))?;
+    let (mut connection, (granted, _)) = new_session(server, timeout)?;
     connection.close_session();
     Ok(granted)
 }
@@ -36,8 +37,8 @@ pub(crate) fn probe(server: &Server, timeout: Duration) -> io::Result<Duration> 
 /// The server was not reached, or the answer did not come: the session may or may not be closed.
 pub(crate) fn close_session(server: &Server, id: SessionId) -> io::Result<bool> {
     // The timeout is renegotiated on reopening; any will do for the moment it takes.
-    let (mut connection, granted) = connect(server, PATIENCE, id.0, &password(id))?;
-    if granted.is_none() {
+    let (mut connection, session) = connect(server, PATIENCE, id.0, &password(id))?;
+    if session.is_none() {
         return Ok(false);
     }
     connection.send(&request(CLOSE_SESSION))?;
@@ -60,13 +61,17 @@ fn password(id: SessionId) -> [u8; 16] {
     bytes
 }
 
-/// A connection with a session of its own.
+/// A connection with a session of its own, and the id of that.
 ///
 /// # Errors
 /// As [`probe`].
-pub(crate) fn open(server: &Server, timeout: Duration) -> io::Result<Connection> {
-    let (connection, granted) = connect(server, timeout, 0, &[0; 16])?;
-    granted.map(|_| connection).ok_or_else(|| io::Error::other("it refused a new session"))
+pub(crate) fn open(server: &Server, timeout: Duration) -> io::Result<(Connection, SessionId)> {
+    new_session(server, timeout).map(|(connection, (_, id))| (connection, id))
+}
+
+fn new_session(server: &Server, timeout: Duration) -> io::Result<(Connection, (Duration, SessionId))> {
+    let (connection, session) = connect(server, timeout, 0, &[0; 16])?;
+    Ok((connection, session.ok_or_else(|| io::Error::other("it refused a new session"))?))
 }
 
 fn connect(
@@ -74,7 +79,7 @@ fn connect(
     timeout: Duration,
     session: i64,
     password: &[u8; 16],
-) -> io::Result<(Connection, Option<Duration>)> {
+) -> io::Result<(Connection, Option<(Duration, SessionId)>)> {
     let mut connection = Connection::open(server)?;
     let mut body = Vec::with_capacity(45);
     body.extend(0_i32.to_be_bytes()); // protocol version
@@ -89,12 +94,13 @@ fn connect(
     Ok((connection, granted(&answer)?))
 }
 
-/// The session timeout in a `ConnectResponse`; nothing where the session is refused.
-pub(crate) fn granted(answer: &[u8]) -> io::Result<Option<Duration>> {
-    let granted = answer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
-    // An answer too short to hold a session's id and password is no ConnectResponse.
-    let granted = granted.filter(|_| answer.len() >= 36).ok_or_else(not_zookeeper)?;
-    Ok(u64::try_from(granted).ok().filter(|&ms| ms > 0).map(Duration::from_millis))
+/// The session timeout and the id in a `ConnectResponse`; nothing where the session is refused.
+pub(crate) fn granted(answer: &[u8]) -> io::Result<Option<(Duration, SessionId)>> {
+    let mut input = Input(answer);
+    let mut read = || Ok((input.int()?, input.int()?, input.long()?, input.buffer()?));
+    let (_version, granted, id, _password) = read().map_err(|_: io::Error| not_zookeeper())?;
+    let granted = u64::try_from(granted).ok().filter(|&ms| ms > 0);
+    Ok(granted.map(|ms| (Duration::from_millis(ms), SessionId(id))))
 }
 
 fn request(opcode: i32) -> Vec<u8> {
@@ -119,9 +125,10 @@ impl Connection {
         Ok(Connection { stream: BufReader::with_capacity(BUFFER, server.connect()?), patience: PATIENCE })
     }
 
-    /// How long each answer may take from now on.
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
+    /// How long each answer may take from now on, and how long the server may leave our requests where they are.
+    pub(crate) fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
         self.patience = patience;
+        self.stream.get_ref().socket().set_write_timeout(Some(patience))
     }
 
     /// A duplicate of its socket.

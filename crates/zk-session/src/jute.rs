@@ -61,7 +61,7 @@ impl Operations {
     pub(crate) fn create(&mut self, path: &str, data: &[u8], acl: &[Acl], sequential: bool) {
         self.begin(CREATE, path);
         buffer(&mut self.records, data);
-        self.int(i32::try_from(acl.len()).unwrap_or(0));
+        self.int(i32::try_from(acl.len()).expect("there are few identities"));
         for entry in acl {
             self.int(permissions(entry.perms));
             buffer(&mut self.records, entry.scheme.as_bytes());
@@ -142,8 +142,7 @@ fn last(body: &mut Vec<u8>) {
 }
 
 fn buffer(body: &mut Vec<u8>, bytes: &[u8]) {
-    // What is too long for that is not sent: it would be far too long for a request.
-    body.extend(i32::try_from(bytes.len()).unwrap_or(0).to_be_bytes());
+    body.extend(i32::try_from(bytes.len()).expect("data and paths are shorter than 2 GB").to_be_bytes());
     body.extend(bytes);
 }
 
@@ -204,16 +203,16 @@ impl<'a> Input<'a> {
         Ok(taken)
     }
 
-    fn int(&mut self) -> io::Result<i32> {
+    pub(crate) fn int(&mut self) -> io::Result<i32> {
         Ok(i32::from_be_bytes(self.take(4)?.try_into().map_err(io::Error::other)?))
     }
 
-    fn long(&mut self) -> io::Result<i64> {
+    pub(crate) fn long(&mut self) -> io::Result<i64> {
         Ok(i64::from_be_bytes(self.take(8)?.try_into().map_err(io::Error::other)?))
     }
 
     /// A length and so many bytes; a length of -1 stands for nothing.
-    fn buffer(&mut self) -> io::Result<&'a [u8]> {
+    pub(crate) fn buffer(&mut self) -> io::Result<&'a [u8]> {
         let length = self.int()?;
         self.take(usize::try_from(length.max(0)).map_err(io::Error::other)?)
     }

@@ -115,6 +115,13 @@ pub trait Witness: fmt::Debug + Send + Sync {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub i64);
 
+impl SessionId {
+    /// Which server of the ensemble has made it (`SessionTrackerImpl.initializeNextSessionId`).
+    pub(crate) fn server(self) -> u8 {
+        self.0.to_be_bytes()[0]
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)

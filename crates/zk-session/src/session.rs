@@ -13,7 +13,7 @@ use socket2::Socket;
 use zookeeper::{Acl, AddWatchMode, CreateMode, WatchedEvent, WatchedEventType, ZkError, ZkResult, ZkState, ZooKeeper};
 
 use crate::acl::{self, Rights};
-use crate::bulk::{Bulk, Line, Way};
+use crate::bulk::{Bulk, Way};
 use crate::flow::Flow;
 use crate::jute::{Answer, Operations};
 use crate::relay::Relay;
@@ -677,13 +677,16 @@ impl Session {
         found.into_iter().flatten().collect()
     }
 
-    /// Reads znodes, each of them not before the one before it; otherwise as [`Session::read_each`].
+    /// Reads znodes, those of each group not before those of the one before it; otherwise as [`Session::read_each`].
     ///
     /// # Errors
     /// Each as [`Session::read`].
-    pub fn read_in_order(&self, paths: &[String]) -> Vec<Read> {
-        let found: Option<Vec<Read>> = self.read_in_bulk(paths, |read| read).into_iter().collect();
-        found.unwrap_or_else(|| paths.iter().map(|path| self.read(path, false)).collect())
+    pub fn read_in_order<const N: usize>(&self, groups: &[Vec<String>; N]) -> [Vec<Read>; N] {
+        let found: Option<Vec<Read>> = self.read_in_bulk(&groups.concat(), |read| read).into_iter().collect();
+        let one_by_one = |group: &Vec<String>| in_parallel(group, |path| self.read(path, false));
+        let Some(found) = found else { return groups.each_ref().map(one_by_one) };
+        let mut found = found.into_iter();
+        groups.each_ref().map(|group| found.by_ref().take(group.len()).collect())
     }
 
     /// What is answered on the connection for many requests, in this order.
@@ -693,18 +696,15 @@ impl Session {
         make: impl Fn(Option<(Vec<u8>, Stat)>) -> T,
     ) -> Vec<Option<Result<T, Error>>> {
         let mut found: Vec<Option<Result<T, Error>>> = paths.iter().map(|_| None).collect();
-        let absolute = || paths.iter().map(|path| self.0.connect.absolute(path)).collect::<Vec<_>>();
-        let read = self.in_bulk(paths.len(), |line| {
-            line.read(&absolute(), |at, answer| {
+        if let Some(way) = self.way() {
+            let absolute: Vec<String> = paths.iter().map(|path| self.0.connect.absolute(path)).collect();
+            self.0.control.bulk.read(&way, &absolute, |at, answer| {
                 found[at] = match answer {
                     Answer::Data(data, stat) => Some(Ok(make(Some((data, stat))))),
                     Answer::NoNode => Some(Ok(make(None))),
                     Answer::Refused(_) => None,
                 }
-            })
-        });
-        if let Some(Err(error)) = read {
-            log::debug!("reading one by one, many at once failed: {error}");
+            });
         }
         found
     }
@@ -723,9 +723,11 @@ impl Session {
     pub fn commit_each(&self, transactions: &[Vec<Write>]) -> Result<Vec<Option<Vec<String>>>, Error> {
         let control = &self.0.control;
         let count = transactions.iter().map(Vec::len).sum();
-        let committed = self.in_bulk(count, |line| {
-            let operations: Vec<Operations> = transactions.iter().map(|writes| self.operations(writes)).collect();
-            line.commit(self.with_own(|own| own.path.clone()).as_deref(), &operations)
+        let committed = self.way().filter(|_| count > 0).and_then(|way| {
+            control.bulk.with(&way, count, |line| {
+                let operations: Vec<Operations> = transactions.iter().map(|writes| self.operations(writes)).collect();
+                line.commit(self.with_own(|own| own.path.clone()).as_deref(), &operations)
+            })
         });
         match committed {
             None => {
@@ -765,21 +767,12 @@ impl Session {
         self.0.control.bulk.is_open()
     }
 
-    /// Does something on the connection for many requests, where there is one.
-    fn in_bulk<T>(&self, items: usize, work: impl FnOnce(&mut Line) -> io::Result<T>) -> Option<io::Result<T>> {
-        let control = &self.0.control;
-        let digest = self.0.digest.as_deref();
-        let way = Way { server: &self.0.server, digest, timeout: control.granted, patience: control.limit };
-        if items == 0 || control.over().is_some() {
-            return None;
-        }
-        control.bulk.with(&way, items, |line| {
-            // Lost while it was opened: then nobody has cut it.
-            match control.over() {
-                None => work(line),
-                Some(_) => Err(io::ErrorKind::ConnectionAborted.into()),
-            }
-        })
+    /// The way to a connection for many requests, as long as the session is not over.
+    fn way(&self) -> Option<Way<'_>> {
+        let Inner { control, server, digest, .. } = &*self.0;
+        let Control { granted: timeout, limit: patience, .. } = **control;
+        let way = Way { server, digest: digest.as_deref(), beside: self.id(), timeout, patience };
+        control.over().is_none().then_some(way)
     }
 
     /// Sets a watch on a znode and on all that is or will be below it, which stays as long as the session: every create,

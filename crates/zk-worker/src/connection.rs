@@ -50,8 +50,8 @@ pub(crate) struct Connection {
     settled: BTreeSet<TaskName>,
     /// Assignments for which there is no room yet, in the order of service: higher priority first, then the lower number.
     waiting: BTreeSet<(Reverse<i64>, TaskName)>,
-    /// What was started without a watch on what is below its task: when that is set, and what was there before the start.
-    unwatched: BTreeMap<TaskName, (Instant, usize)>,
+    /// What was started without a watch on what is below its task, and when that is set.
+    unwatched: BTreeMap<TaskName, Instant>,
     /// Results were kept on an earlier session.
     unwritten: bool,
     leave_at: Option<Instant>,
@@ -105,7 +105,7 @@ impl Connection {
     }
 
     pub(crate) fn wake(&self) -> Option<Instant> {
-        self.unwatched.values().map(|(at, _)| *at).chain(self.leave_at).min()
+        self.unwatched.values().copied().chain(self.leave_at).min()
     }
 
     /// A command ended or the worker was asked to stop.
@@ -159,12 +159,12 @@ impl Connection {
         if std::mem::take(&mut self.unwritten) {
             self.write_results(life, jobs)?;
         }
+        self.watch_what_lasts(jobs)?;
         if self.registration == Registration::Registered {
             if life.leaving > Leaving::No && !self.told {
                 self.session.write(&paths::worker(&life.config.name), &registration(life).encode(), None)?;
                 self.told = true;
             }
-            self.watch_what_lasts(jobs)?;
             // A command that could not be started has ended at once: its result is written now, too.
             while std::mem::take(&mut self.desk_stale) {
                 self.look_at_desk(life, jobs)?;
@@ -348,11 +348,11 @@ impl Connection {
         self.session.read(&paths::assignment(&life.config.name, &task), !self.follows)
     }
 
-    /// Reads znodes, one after the other; with watches on the first of them where there is none on all of these.
-    fn read_in_order(&self, paths: &[String], watched: usize) -> Vec<Read> {
+    /// Reads groups of znodes, each after the one before it; with watches where there is none on all of the desk.
+    fn read<const N: usize>(&self, groups: &[Vec<String>; N]) -> [Vec<Read>; N] {
         match self.follows {
-            true => self.session.read_in_order(paths),
-            false => (0..).zip(paths).map(|(at, path)| self.session.read(path, at < watched)).collect(),
+            true => self.session.read_in_order(groups),
+            false => groups.each_ref().map(|group| in_parallel(group, |path| self.session.read(path, true))),
         }
     }
 
@@ -360,8 +360,7 @@ impl Connection {
     /// asked of one that waits meanwhile, the primary asks by recalling it.
     fn line_up(&mut self, new: Vec<TaskName>, life: &Life) -> Result<Vec<TaskName>, Error> {
         let mut others = Vec::new();
-        let paths: Vec<String> = new.iter().map(|task| paths::assignment(&life.config.name, task)).collect();
-        let read = self.read_in_order(&paths, new.len());
+        let [read] = self.read(&[new.iter().map(|task| paths::assignment(&life.config.name, task)).collect()]);
         for (task, read) in new.into_iter().zip(read) {
             let Some((data, _)) = read? else { continue };
             match Assignment::decode(&data).meta.filter(|meta| only_waits(meta, life)) {
@@ -377,13 +376,10 @@ impl Connection {
         if names.is_empty() {
             return Ok(());
         }
-        let assignments = names.iter().map(|name| paths::assignment(&life.config.name, name));
-        let tasks = names.iter().map(paths::task);
-        let paths: Vec<String> = assignments.chain(tasks).chain([paths::EPOCH.to_owned()]).collect();
-        let mut read = self.read_in_order(&paths, names.len()).into_iter();
-        let assignments: Vec<Read> = read.by_ref().take(names.len()).collect();
-        let tasks: Vec<Read> = read.by_ref().take(names.len()).collect();
-        let epoch = read.next().transpose()?.flatten().and_then(|(data, _)| decode_epoch(&data));
+        let assignments = names.iter().map(|name| paths::assignment(&life.config.name, name)).collect();
+        let tasks = names.iter().map(paths::task).collect();
+        let [assignments, tasks, mut epoch] = self.read(&[assignments, tasks, vec![paths::EPOCH.to_owned()]]);
+        let epoch = epoch.remove(0)?.and_then(|(data, _)| decode_epoch(&data));
         for ((name, assignment), task) in names.into_iter().zip(assignments).zip(tasks) {
             let (Some((data, stat)), task) = (assignment?, self.facts_to_start(name, task?, life)?) else { continue };
             if jobs.was_started(&name, stat.czxid) {
@@ -399,13 +395,13 @@ impl Connection {
     /// Sets watches on what is below the tasks that go on running, and looks at what has come since they were read.
     fn watch_what_lasts(&mut self, jobs: &Jobs) -> Result<(), Error> {
         let now = Instant::now();
-        let due = self.unwatched.iter().filter(|(_, (at, _))| *at <= now).map(|(name, (_, known))| (*name, *known));
-        let due: Vec<(TaskName, usize)> = due.collect();
-        due.iter().for_each(|(name, _)| _ = self.unwatched.remove(name));
-        let lasting: Vec<_> = due.into_iter().filter(|(name, _)| jobs.get(name).is_some()).collect();
-        let below = in_parallel(&lasting, |(name, _)| self.session.children(&paths::task(name), true));
-        for ((name, known), below) in lasting.into_iter().zip(below) {
-            if below?.is_none_or(|below| below.len() != known) {
+        let due: Vec<TaskName> = self.unwatched.iter().filter(|(_, at)| **at <= now).map(|(name, _)| *name).collect();
+        self.unwatched.retain(|_, at| *at > now);
+        let lasting: Vec<TaskName> = due.into_iter().filter(|name| jobs.get(name).is_some()).collect();
+        let below = in_parallel(&lasting, |name| self.session.children(&paths::task(name), true));
+        let is_news = |child: &String| matches!(task_child(child), Some(TaskChild::Status | TaskChild::Cancel));
+        for (name, below) in lasting.into_iter().zip(below) {
+            if below?.is_none_or(|below| below.iter().any(is_news)) {
                 self.stale.insert(name);
                 self.desk_stale = true;
             }
@@ -419,7 +415,6 @@ impl Connection {
         let path = paths::assignment(&life.config.name, &name);
         let (facts, task) = task.unzip();
         let (czxid, failures) = facts.as_ref().map_or((0, 0), |facts: &TaskFacts| (facts.czxid, facts.failures));
-        let below = facts.as_ref().map_or(0, |facts| facts.attempts.len());
         let own = Own { instance: life.instance, room: jobs.free(life) > 0, leaving: life.leaving > Leaving::No };
         let verdict = judge(&Case { assignment: &assignment, epoch, task: facts }, own);
         match verdict {
@@ -431,7 +426,7 @@ impl Connection {
                 if let Some(Some(task)) = task {
                     let again = retries_left(&task, failures);
                     jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt, again }, life);
-                    self.unwatched.insert(name, (Instant::now() + WATCHED_FROM, below));
+                    self.unwatched.insert(name, Instant::now() + WATCHED_FROM);
                 }
             }
             Verdict::Leave(why) => {
@@ -493,8 +488,8 @@ impl Connection {
 
     /// Reads a task and what is below it, and sets a watch on that. The task itself is missing where nobody may run it.
     ///
-    /// What is below it is read first: whoever removes a finished task marks it before its status goes, so one that is
-    /// seen without a status and then without the mark has not ended.
+    /// What is below it is read first: whoever removes a finished task marks it before its status goes, or lets both go at once, so
+    /// one that is seen without a status and then without the mark has not ended.
     fn read_task(&self, name: TaskName, life: &Life) -> Result<Option<Facts>, Error> {
         let path = paths::task(&name);
         let Some(children) = self.session.children(&path, true)? else { return Ok(None) };
@@ -548,6 +543,10 @@ impl Connection {
     /// Writes statuses that count whatever else there is, as far as none is there yet, with as few requests as there can be. Says
     /// of each result whether that was done.
     fn commit_statuses(&self, results: &[Ended<'_>], life: &Life) -> Result<Vec<bool>, Error> {
+        if self.session.id().is_none() {
+            // Without a node of its own there would be no fence.
+            return Ok(vec![false; results.len()]);
+        }
         let status = |(name, job, written): &Ended<'_>| match written {
             Some(Written::Status(status)) if job.instance == life.instance => {
                 let (path, data) = (paths::status(name), status.encode());

@@ -253,8 +253,7 @@ impl Jobs {
         true
     }
 
-    /// Somebody asked for its cancellation while its end was not yet written: a task that is cancelled is never reported as
-    /// anything else.
+    /// Its cancellation was seen before its end was written: then it is reported as nothing else.
     pub(crate) fn cancel_ended(&mut self, name: &TaskName) {
         if let Some(Job { stage: Stage::Ended(end), .. }) = self.jobs.get_mut(name) {
             end.why = end.why.max(Some(Why::Cancelled));

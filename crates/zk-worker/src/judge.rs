@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use znode_paths::{Assignment, AssignmentMeta, Instance, LiveName, Outcome, Task, TaskKeys, TaskName, WorkerName};
 
-/// An assignment as it was read, then `/epoch`, then the task, all on the same session and never from memory.
+/// An assignment as it was read, and after it `/epoch` and the task, all at the same server and never from memory.
 #[derive(Debug, Clone)]
 pub struct Case<'a> {
     /// What it says.

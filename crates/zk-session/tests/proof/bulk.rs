@@ -1,11 +1,13 @@
 //! The second connection of a session that has much to read or to write: what goes over it, and that it ends with the session.
 
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 
-use e2e::{Server, Txn, TxnKind, wait_for};
+use e2e::{Ensemble, Port, Server, Txn, TxnKind, Wire, wait_for};
 use zk_session::{Config, Error, Kind, Session, Write, end_session};
 
-use crate::{SECOND, config, created, ms, open, open_with};
+use crate::{SECOND, config, counter, created, ms, open, open_with};
 
 /// More is asked for than any connection is worth: from here on there is one.
 #[track_caller]
@@ -26,7 +28,7 @@ fn delete(path: &str, version: Option<i32>) -> Write {
 #[test]
 fn a_transaction_is_carried_out_as_a_whole_or_not_at_all_and_no_other_is_held_up_by_it() {
     let connect = Server::shared().chroot("transactions");
-    let (session, mailbox) = open(&connect, SECOND * 10);
+    let (session, mailbox) = open(&connect, SECOND * 40);
     session.ensure("/there").unwrap();
     session.own("/own", b"").unwrap();
     make_busy(&session);
@@ -62,13 +64,9 @@ fn a_transaction_is_carried_out_as_a_whole_or_not_at_all_and_no_other_is_held_up
 #[test]
 fn what_few_requests_can_do_needs_no_second_connection_and_one_that_is_not_used_is_closed() {
     let server = Server::start();
-    let connections = || {
-        let counters = server.four_letter("mntr").unwrap();
-        let alive = counters.lines().find_map(|line| line.strip_prefix("zk_num_alive_connections\t"));
-        // The question is one as well.
-        alive.and_then(|number| number.trim().parse::<usize>().ok()).unwrap() - 1
-    };
-    let (session, _mailbox) = open(&server.chroot("idle"), SECOND * 3);
+    // The question is one as well.
+    let connections = || counter(&server, "zk_num_alive_connections") - 1;
+    let (session, _mailbox) = open(&server.chroot("idle"), SECOND * 6);
     session.ensure("/").unwrap();
     session.own("/own", b"").unwrap();
     assert_eq!(session.commit_each(&[vec![create("/a")], vec![create("/b")]]), Ok(vec![None, None]));
@@ -95,13 +93,13 @@ fn what_few_requests_can_do_needs_no_second_connection_and_one_that_is_not_used_
 fn what_a_transaction_makes_has_the_same_acl_as_anything() {
     let connect = Server::shared().chroot("transaction-acl");
     let digest = Some("ann:secret".to_owned());
-    let (ann, _mailbox) = open_with(&Config { digest, ..config(&connect, SECOND * 10) });
+    let (ann, _mailbox) = open_with(&Config { digest, ..config(&connect, SECOND * 40) });
     ann.ensure("/").unwrap();
     ann.own("/own", b"").unwrap();
     make_busy(&ann);
     assert_eq!(ann.commit_each(&[vec![create("/hers")]]), Ok(vec![Some(vec!["/hers".to_owned()])]));
     assert_eq!(ann.is_protected("/hers"), Ok(Some(true)));
-    let (anyone, _mailbox) = open(&connect, SECOND * 10);
+    let (anyone, _mailbox) = open(&connect, SECOND * 40);
     anyone.own("/hers/not", b"").unwrap_err();
     assert_eq!(anyone.read("/hers", false), Err(Error::NotAllowed("/hers".to_owned())));
 }
@@ -116,7 +114,7 @@ fn without_its_own_node_a_session_writes_nothing_over_the_second_connection() {
     session.own("/own", b"").unwrap();
     make_busy(&session);
     assert_eq!(session.commit_each(&[vec![create("/a")]]), Ok(vec![Some(vec!["/a".to_owned()])]));
-    let (hand, _mailbox) = open(&connect, SECOND * 10);
+    let (hand, _mailbox) = open(&connect, SECOND * 40);
     hand.delete("/own", None).unwrap();
     let several = [vec![create("/b")], vec![create("/c")], vec![delete("/a", None)]];
     assert_eq!(session.commit_each(&several), Ok(vec![None, None, None]));
@@ -129,10 +127,10 @@ fn no_transaction_is_carried_out_after_the_end_of_its_session() {
     let server = Server::shared();
     let connect = server.chroot("transactions-end");
     let chroot = connect.strip_prefix(&server.connect_string()).unwrap();
-    let (hand, _hand_mailbox) = open(&connect, SECOND * 10);
+    let (hand, _hand_mailbox) = open(&connect, SECOND * 40);
     hand.ensure("/").unwrap();
     for round in 0..10 {
-        let (session, mailbox) = open(&connect, SECOND * 10);
+        let (session, mailbox) = open(&connect, SECOND * 40);
         let id = session.own("/own", b"").unwrap();
         make_busy(&session);
         let writer = thread::spawn({
@@ -156,7 +154,7 @@ fn no_transaction_is_carried_out_after_the_end_of_its_session() {
             some if some > 20 => Ok(()),
             few => Err(few.to_string()),
         });
-        assert!(end_session(&config(&connect, SECOND * 10), id).unwrap());
+        assert!(end_session(&config(&connect, SECOND * 40), id).unwrap());
         mailbox.lost();
         assert!(matches!(writer.join().unwrap(), Error::Lost(_)));
         let log = server.transactions();
@@ -189,4 +187,57 @@ fn a_server_that_dies_under_a_transaction_ends_the_session() {
     assert!(session.over().is_some());
     let again = session.create("/n", b"", Kind::Persistent);
     assert!(matches!(again, Err(Error::Lost(_))), "{again:?}");
+}
+
+/// Servers before 3.6 end a connection over several reads in one request, so such a connection must not be used for anything else.
+#[test]
+fn a_server_that_knows_no_several_reads_is_asked_one_by_one() {
+    let wire = Wire::to(&Server::shared().connect_string());
+    let (session, mailbox) = open(&(wire.connect_string() + "/no-reads"), SECOND * 40);
+    session.ensure("/there").unwrap();
+    session.own("/own", b"").unwrap();
+    let paths = ["/there", "/nothing"].map(str::to_owned);
+    for _ in 0..50 {
+        let read = session.read_each(&paths, |read| read.is_some());
+        assert_eq!(read, [Ok(true), Ok(false)]);
+        assert_eq!(session.read_in_order(&[paths[..1].to_vec()]).map(|read| read.len()), [1]);
+        assert_eq!(session.commit_each(&[vec![create("/there/a")]]), Ok(vec![None]));
+    }
+    assert_eq!((session.over(), mailbox.within(ms(100)).len()), (None, 0));
+}
+
+/// An address that leads to one server after the other: the first connection asks whether it serves, the second is the session.
+fn balancer(servers: Vec<String>) -> Port {
+    let port = Port::claim();
+    let listener = TcpListener::bind(port.address()).expect("a claimed port is free");
+    thread::spawn(move || {
+        for (client, server) in listener.incoming().flatten().zip(servers.into_iter().cycle()) {
+            let server = TcpStream::connect(server).expect("it runs");
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (mut from, mut to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+                thread::spawn(move || {
+                    io::copy(&mut from, &mut to).ok(); // the test may be over
+                    to.shutdown(Shutdown::Both)
+                });
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn behind_an_address_of_several_servers_the_second_connection_is_to_that_of_the_session_or_there_is_none() {
+    let ensemble = Ensemble::start();
+    let [first, second] = [0, 1].map(|at| ensemble.servers[at].connect_string());
+    for (servers, same) in
+        [(vec![first.clone(), first.clone(), second.clone()], false), (vec![first, second.clone(), second], true)]
+    {
+        let port = balancer(servers);
+        let (session, _mailbox) = open(&(port.address() + "/balanced"), SECOND * 40);
+        session.ensure("/").unwrap();
+        session.own(&format!("/own-{same}"), b"").unwrap();
+        let paths: Vec<String> = (0..100).map(|number| format!("/nothing-{number}")).collect();
+        assert!(session.read_each(&paths, |read| read.is_none()).into_iter().all(|read| read == Ok(true)));
+        assert_eq!((session.has_bulk(), session.over()), (same, None));
+    }
 }

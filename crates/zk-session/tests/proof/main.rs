@@ -156,6 +156,13 @@ fn thread_names() -> Vec<String> {
     tasks.filter_map(|task| Some(std::fs::read_to_string(task.path().join("comm")).ok()?.trim().to_owned())).collect()
 }
 
+/// What a server says of itself.
+fn counter(server: &Server, name: &str) -> usize {
+    let counters = server.four_letter("mntr").expect("it answers");
+    let value = counters.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('\t'));
+    value.and_then(|number| number.trim().parse().ok()).expect("a number")
+}
+
 /// The paths of the creates that a server executed below a path, in order.
 fn created(txns: &[Txn], below: &str) -> Vec<String> {
     let path = |txn: &Txn| match &txn.kind {

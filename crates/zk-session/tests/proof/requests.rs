@@ -8,7 +8,7 @@ use std::time::Instant;
 use e2e::{Server, Txn, TxnKind};
 use zk_session::{Change, Config, Error, Event, Kind, MAX_REQUEST, in_parallel};
 
-use crate::{Mailbox, SECOND, config, ms, open, open_with};
+use crate::{Mailbox, SECOND, config, counter, ms, open, open_with};
 
 #[test]
 fn a_request_that_is_too_large_is_not_sent() {
@@ -201,11 +201,7 @@ fn many_reads_at_once_say_what_reads_one_by_one_say() {
     const COUNT: usize = 3000;
     // Of its own: what it is asked is counted.
     let server = Server::start();
-    let asked = || {
-        let counters = server.four_letter("mntr").unwrap();
-        let received = counters.lines().find_map(|line| line.strip_prefix("zk_packets_received\t"));
-        received.and_then(|number| number.trim().parse::<usize>().ok()).unwrap()
-    };
+    let asked = || counter(&server, "zk_packets_received");
     let connect = server.chroot("many");
     let (session, _mailbox) = open(&connect, SECOND * 10);
     session.ensure("/").unwrap();
