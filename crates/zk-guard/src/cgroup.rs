@@ -1,8 +1,8 @@
 //! Control groups, version 2 (cgroups(7)): where the system lets us have one, whatever a task starts is in it, and stays in
 //! it whatever it does, and all of it is killed by one write.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -97,8 +97,13 @@ impl Cgroup {
 
     /// Whether there is a living process in it or below.
     pub fn populated(&self) -> bool {
-        let events = fs::read_to_string(self.0.join("cgroup.events")).unwrap_or_default();
-        events.lines().any(|event| event == "populated 1")
+        // It says so in its first lines, and all of them are read at once (cgroup-v2.rst, Core Interface Files).
+        let mut events = [0; 256];
+        match File::open(self.0.join("cgroup.events")).and_then(|mut file| file.read(&mut events)) {
+            Ok(length) => events[..length].split(|byte| *byte == b'\n').any(|event| event == b"populated 1"),
+            // Where it cannot be known, something may live there.
+            Err(_) => self.0.exists(),
+        }
     }
 
     /// Kills all that is in it and below, also what is being started at this moment.
@@ -112,9 +117,11 @@ impl Cgroup {
 
     /// Removes it and what is below it, once nothing lives there.
     pub fn remove(&self) {
-        self.clear();
         // Files do not count: rmdir(2) takes it as soon as it has neither processes nor groups below it.
-        fs::remove_dir(&self.0).ok(); // nothing depends on it: an empty group costs nothing
+        if fs::remove_dir(&self.0).is_err() {
+            self.clear();
+            fs::remove_dir(&self.0).ok(); // nothing depends on it: an empty group costs nothing
+        }
     }
 
     /// Removes what is below it, once nothing lives there.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::ptr;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -99,13 +100,15 @@ const LAST_SIGNAL: i32 = 64;
 
 /// Has a command begin like one of a new login, whoever started the worker and how: no signal is ignored (none is blocked
 /// either), files can be read by others, no descriptor is open but the standard streams.
-fn begin_afresh() -> io::Result<()> {
+pub(crate) fn begin_afresh() -> io::Result<()> {
     umask(Mode::WGRP | Mode::WOTH);
+    // The kernel's struct sigaction, which has no more than that anywhere: SIG_DFL, no flags, nothing blocked.
+    let default = [0_u64; 8];
     for signal in 1..=LAST_SIGNAL {
-        #[expect(unsafe_code, reason = "rustix has no signal(2)")]
-        // SAFETY: no handler is installed. It fails for signals that cannot be ignored and for those of the C library.
+        #[expect(unsafe_code, reason = "rustix has no rt_sigaction(2), and signal(3) may take a lock")]
+        // SAFETY: no handler is installed. It fails for signals that cannot be ignored.
         unsafe {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), size_of::<u64>());
         }
     }
     #[expect(unsafe_code, reason = "rustix has no close_range(2)")]

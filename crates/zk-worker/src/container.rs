@@ -51,6 +51,11 @@ impl Container {
         }
     }
 
+    /// Whether it is known that nothing is alive in it any more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.populated())
+    }
+
     /// Whether nothing is alive of a command that has been reaped; kills what is. `known` are the commands of other tasks.
     pub(crate) fn gone(&self, known: impl Fn(i32) -> bool) -> bool {
         if let Some(cgroup) = &self.cgroup {

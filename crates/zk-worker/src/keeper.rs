@@ -73,12 +73,17 @@ fn keep_house(
 ) -> io::Result<()> {
     let mut trash = Trash::open(work_dir)?;
     let mut shelf = look_over(work_dir, in_hand)?;
+    // What an earlier process began to remove.
+    let mut dirty = true;
     loop {
         while let Some(folder) = shelf.take_surplus(now_ms(), keep) {
             log::debug!("removing folder={folder}");
             trash.take(&folder.to_string());
+            dirty = true;
         }
-        trash.empty();
+        if std::mem::take(&mut dirty) {
+            trash.empty();
+        }
         if shelf.is_used_up() {
             shelf = look_over(work_dir, in_hand)?;
             continue;

@@ -18,6 +18,7 @@
 //! Deliberately absent: a queue of its own. What waits, waits in ZooKeeper.
 
 mod args;
+mod clone;
 mod command;
 mod connection;
 mod container;

@@ -61,12 +61,15 @@ pub(crate) struct Processes {
 
 struct Shared {
     state: Mutex<State>,
+    /// There is another leash.
     changed: Condvar,
+    /// There is a child.
+    born: Condvar,
     /// Whether everything is killed when the leash has run out.
     kill: bool,
     cgroup: Option<Cgroup>,
-    /// Processes can be born in groups below that.
-    born_there: bool,
+    /// Whether [`spawn::works`].
+    cloned: bool,
 }
 
 #[derive(Default)]
@@ -113,7 +116,9 @@ impl State {
         if !matches!(waitid(WaitId::Pid(pid), options), Ok(Some(_))) {
             return; // it was reaped since, by whoever could not start it
         }
-        if let Some(container) = self.running.get(&number) {
+        if let Some(container) = self.running.get(&number)
+            && !container.is_empty()
+        {
             container.kill();
         }
         let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) else { return };
@@ -156,8 +161,15 @@ impl Processes {
         expired: impl Fn() + Send + 'static,
     ) -> io::Result<Self> {
         set_child_subreaper(Some(getpid()))?;
-        let born_there = cgroup.as_ref().is_some_and(spawn::works_in);
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), kill, cgroup, born_there });
+        let cloned = spawn::works(cgroup.as_ref());
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            born: Condvar::new(),
+            kill,
+            cgroup,
+            cloned,
+        });
         let (watching, reaping) = (shared.clone(), shared.clone());
         let small = |name: &str| thread::Builder::new().name(name.into()).stack_size(SMALL_STACK);
         small("leash").spawn(move || watch(&watching, &expired))?;
@@ -219,6 +231,7 @@ impl Processes {
         // In this order: whoever becomes another user is not to die with its parent any more.
         if let Some(identity) = run_as {
             spawn.then(identity.assume());
+            spawn.apart();
         }
         spawn.then(zk_cli::dying_with_parent());
         // The lock is held over the spawn, so that the leash cannot run out in between and miss this command; and so that
@@ -226,12 +239,12 @@ impl Processes {
         let mut state = self.shared.lock();
         let spawned = match state.leash.is_none() || state.ran_out() {
             true => Err(NotStarted::Expired),
-            false => spawn.spawn(cgroup.as_ref(), self.shared.born_there).map_err(NotStarted::Failed),
+            false => spawn.spawn(cgroup.as_ref(), self.shared.cloned).map_err(NotStarted::Failed),
         };
         match spawned {
             Ok(pid) => {
                 state.running.insert(pid.as_raw_nonzero().get(), Container::new(pid, &folder, cgroup));
-                self.shared.changed.notify_all();
+                self.shared.born.notify_one();
                 Ok(pid)
             }
             Err(error) => {
@@ -254,14 +267,14 @@ fn reap(shared: &Shared, exited: &impl Fn(Exited)) {
             Err(_) => {
                 let state = shared.lock();
                 if state.running.is_empty() && state.ending.is_empty() {
-                    drop(shared.changed.wait(state));
+                    drop(shared.born.wait(state));
                 }
             }
         }
         let ended = shared.lock().ended();
         for Ending { pid, status, container, .. } in ended {
-            container.remove();
             exited(Exited { pid, code: status.code(), signal: status.signal() });
+            container.remove();
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Starts a command, in a control group where there is one: the process is born there, by clone3(2) with `CLONE_INTO_CGROUP`.
+//! Starts a command, in a control group where there is one: the process is born there ([`clone`]).
 //!
-//! std knows only processes that enter a group by themselves, and the write that does that waits until all processors have been
-//! through the kernel's scheduler, some 8 ms, and whoever starts the process waits with it. So it is done like that only where
-//! the other way does not work ([`works_in`]): before Linux 5.7, in containers that filter clone3, and on some kernels when the
-//! group of the caller was once killed as a whole (they take each process born in a younger group for one of those to be killed).
+//! std copies our page tables where a process has to do something before it becomes the command, and knows only processes that
+//! enter a group by themselves. The write that does that waits until all processors have been through the kernel's scheduler,
+//! some 8 ms, and whoever starts the process waits with it. So std's way is gone only where the other does not work ([`works`]):
+//! before Linux 5.7, in containers that filter clone3, and on some kernels when the group of the caller was once killed as a
+//! whole (they take each process born in a younger group for one of those to be killed).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,6 +21,9 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use zk_guard::Cgroup;
 
+use crate::clone::{self, Memory};
+use crate::command::begin_afresh;
+
 /// What a process does to itself before it becomes the command. Between fork and exec: it makes system calls and nothing else.
 type Step = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
@@ -30,31 +34,12 @@ pub(crate) struct Spawn {
     /// Standard input, output and error.
     pub(crate) stdio: [File; 3],
     steps: Vec<Step>,
+    memory: Memory,
 }
-
-/// The argument of clone3(2), `struct clone_args` in its second version.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
-
-/// Clone3(2).
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 impl Spawn {
     pub(crate) fn new(command: Command, stdio: [File; 3]) -> Self {
-        Spawn { command, stdio, steps: Vec::new() }
+        Spawn { command, stdio, steps: Vec::new(), memory: Memory::Shared }
     }
 
     /// One more step, after those that were given before.
@@ -62,19 +47,25 @@ impl Spawn {
         self.steps.push(Box::new(step));
     }
 
-    /// Starts it as the leader of a process group. `born_there` says whether [`works_in`] was true of such groups.
+    /// One of its steps makes it another user.
+    pub(crate) fn apart(&mut self) {
+        self.memory = Memory::Own;
+    }
+
+    /// Starts it as the leader of a process group, in a control group if there is one. `cloned` says whether [`works`] was true of
+    /// such groups.
     ///
     /// # Errors
     /// Those of a step, or of execve(2).
-    pub(crate) fn spawn(self, group: Option<&Cgroup>, born_there: bool) -> io::Result<Pid> {
-        match group {
-            Some(group) if born_there => self.spawn_in(group),
-            _ => self.spawn_and_enter(group),
+    pub(crate) fn spawn(self, group: Option<&Cgroup>, cloned: bool) -> io::Result<Pid> {
+        match cloned {
+            true => self.spawn_cloned(group),
+            false => self.spawn_and_enter(group),
         }
     }
 
     fn spawn_and_enter(self, group: Option<&Cgroup>) -> io::Result<Pid> {
-        let Spawn { mut command, stdio: [stdin, stdout, stderr], steps } = self;
+        let Spawn { mut command, stdio: [stdin, stdout, stderr], steps, .. } = self;
         command.stdin(stdin).stdout(stdout).stderr(stderr).process_group(0);
         // First: the user that it becomes may not enter the group.
         group.map(|group| group.enter(&mut command)).transpose()?;
@@ -86,25 +77,15 @@ impl Spawn {
         Ok(Pid::from_child(&command.spawn()?))
     }
 
-    fn spawn_in(&self, group: &Cgroup) -> io::Result<Pid> {
+    fn spawn_cloned(&self, group: Option<&Cgroup>) -> io::Result<Pid> {
         let image = Image::of(&self.command)?;
-        let group = File::open(group.path())?;
+        let group = group.map(|group| File::open(group.path())).transpose()?;
         // Beside the numbers that they are to have: one may be in the way of another.
         let [stdin, stdout, stderr] = &self.stdio;
         let aside = |file: &File| fcntl_dupfd_cloexec(file, 3);
         let stdio = [aside(stdin)?, aside(stdout)?, aside(stderr)?];
         let (mut why, fails) = io::pipe()?;
-        let args = CloneArgs {
-            flags: CLONE_INTO_CGROUP,
-            exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
-            cgroup: u64::from(group.as_raw_fd().unsigned_abs()),
-            ..CloneArgs::default()
-        };
-        #[expect(unsafe_code, reason = "std cannot start a process in a control group")]
-        // SAFETY: the child has a copy of all memory, as after fork(2), and goes on with `become_it`, which makes only system
-        // calls, allocates nothing, takes no lock, and never returns.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-        if pid == 0 {
+        let pid = clone::process(group.as_ref(), self.memory, &|| {
             let Err(error) = self.become_it(&image, &stdio);
             let code = error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
             rustix::io::write(&fails, &code).ok(); // nobody is there to be told
@@ -113,9 +94,7 @@ impl Spawn {
             unsafe {
                 libc::_exit(127)
             }
-        }
-        let pid = i32::try_from(pid).ok().and_then(|pid| if pid > 0 { Pid::from_raw(pid) } else { None });
-        let pid = pid.ok_or_else(io::Error::last_os_error)?;
+        })?;
         drop(fails);
         let mut code = [0; 4];
         match why.read_exact(&mut code) {
@@ -139,30 +118,34 @@ impl Spawn {
             }
             check(libc::chdir(image.dir.as_ptr()))?;
             check(libc::setpgid(0, 0))?;
+            // In this order: with signals comes what the steps make of them.
+            self.steps.iter().try_for_each(|step| step())?;
             let mut none = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
             check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))?;
-            self.steps.iter().try_for_each(|step| step())?;
             libc::execve(image.program.as_ptr(), image.args.pointers.as_ptr(), image.env.pointers.as_ptr());
         }
         Err(io::Error::last_os_error())
     }
 }
 
-/// Whether processes can be born in a group below this one: tries it. Must be called before anybody else reaps.
-pub(crate) fn works_in(all: &Cgroup) -> bool {
+/// Whether processes can be made by clone3(2), and in groups below this one if there is one: tries it. Must be called before
+/// anybody else reaps.
+pub(crate) fn works(all: Option<&Cgroup>) -> bool {
     let tried = || -> io::Result<bool> {
         let null = || File::options().read(true).write(true).open("/dev/null");
         let mut command = Command::new("/bin/sh");
         command.args(["-c", ":"]);
-        let group = all.child("trial")?;
-        let pid = Spawn::new(command, [null()?, null()?, null()?]).spawn_in(&group);
+        let group = all.map(|all| all.child("trial")).transpose()?;
+        let mut spawn = Spawn::new(command, [null()?, null()?, null()?]);
+        spawn.then(begin_afresh);
+        let pid = spawn.spawn_cloned(group.as_ref());
         let ended = pid.and_then(|pid| Ok(waitpid(Some(pid), WaitOptions::empty())?));
-        group.remove();
+        group.iter().for_each(Cgroup::remove);
         Ok(ended?.and_then(|(_, status)| status.exit_status()) == Some(0))
     };
     let works = tried();
-    log::debug!("tasks are born in their control groups: {works:?}");
+    log::debug!("tasks are made by clone3, in their control groups: {works:?}");
     works.unwrap_or(false)
 }
 
