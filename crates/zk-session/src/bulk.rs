@@ -42,7 +42,10 @@ const WINDOW: usize = 24;
 /// From so much between two heartbeats on, a connection is worth its handshake.
 const WORTH: usize = 32;
 
-/// So long after no connection could be opened, none is tried.
+/// ZooKeeper's word for a request that it does not know (`KeeperException.Code.UNIMPLEMENTED`).
+const UNIMPLEMENTED: i32 = -6;
+
+/// So long after no connection could be opened, or one broke, none is tried.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// The longest answer: `jute.maxbuffer` bounds what a znode holds, but not how many names of children an answer has.
@@ -110,7 +113,13 @@ impl Bulk {
         line.used = Instant::now();
         match &done {
             Ok(_) => usage.line = Some(line),
-            Err(_) => _ = lock(&self.socket).take(),
+            Err(error) => {
+                lock(&self.socket).take();
+                // What ended this one could end the next as well, and keep everybody waiting each time.
+                if error.kind() != io::ErrorKind::Unsupported {
+                    usage.refused = Some(Instant::now() + REFUSED);
+                }
+            }
         }
         Some(done)
     }
@@ -148,9 +157,10 @@ impl Bulk {
         }
     }
 
-    /// Whether there is a connection that nobody uses at this moment.
+    /// Whether there is a connection, for reads too, that nobody uses at this moment.
     pub(crate) fn is_open(&self) -> bool {
-        self.usage.try_lock().is_ok_and(|usage| usage.line.as_ref().is_some_and(Line::is_good))
+        let reads = !self.no_reads.load(Ordering::Relaxed);
+        reads && self.usage.try_lock().is_ok_and(|usage| usage.line.as_ref().is_some_and(Line::is_good))
     }
 
     /// A heartbeat: closes the connection when nobody has used it since the last one.
@@ -224,8 +234,10 @@ impl Line {
         let groups: Vec<&[String]> = paths.chunks(READS).collect();
         let body = |at: usize| jute::reads(groups[at]);
         self.exchange(jute::MULTI_READ, groups.len(), body, |at, code, body| {
-            if code != 0 {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, format!("the server refuses it: {code}")));
+            match code {
+                0 => {}
+                UNIMPLEMENTED => return Err(io::ErrorKind::Unsupported.into()),
+                _ => return Err(io::Error::other(format!("the server refuses it: {code}"))),
             }
             let mut input = Input(body);
             for index in 0..groups[at].len() {

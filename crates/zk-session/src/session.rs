@@ -535,6 +535,8 @@ impl Session {
         let acl = self.0.rights.at(&path);
         let own = Own { path, data: data.to_vec(), acl, id, proved, server_time: (stat.mtime_ms, Instant::now()) };
         lock(&self.0.control.life).heartbeat = Heartbeat::Write(own);
+        // One that was opened before may lead to another server than that of the session.
+        self.0.control.bulk.close();
         Ok(id)
     }
 
@@ -659,7 +661,8 @@ impl Session {
     /// Reads many znodes, in any order, and makes something of each: `None` where there is none. No watches are set. It takes as few
     /// requests as there can be, and one for each where so few are read that they are not worth a connection.
     ///
-    /// What is read is at least as new as what this session has read, written, or set watches on before.
+    /// What is read is at least as new as what this session has read, written, or set watches on before, if it has a node of its own
+    /// ([`Session::own`]). Without one that holds only for what is said not to be there.
     ///
     /// # Errors
     /// Each as [`Session::read`].
@@ -668,7 +671,29 @@ impl Session {
         paths: &[String],
         make: impl Fn(Option<(Vec<u8>, Stat)>) -> T + Sync,
     ) -> Vec<Result<T, Error>> {
-        let mut found = self.read_in_bulk(paths, &make);
+        self.read_as_new(self.id().is_some(), paths, make)
+    }
+
+    /// As [`Session::read_each`], but a session without a node of its own may miss what was made a moment ago: for whoever asks
+    /// again.
+    ///
+    /// # Errors
+    /// Each as [`Session::read`].
+    pub fn glance_at_each<T: Send>(
+        &self,
+        paths: &[String],
+        make: impl Fn(Option<(Vec<u8>, Stat)>) -> T + Sync,
+    ) -> Vec<Result<T, Error>> {
+        self.read_as_new(true, paths, make)
+    }
+
+    fn read_as_new<T: Send>(
+        &self,
+        absence_counts: bool,
+        paths: &[String],
+        make: impl Fn(Option<(Vec<u8>, Stat)>) -> T + Sync,
+    ) -> Vec<Result<T, Error>> {
+        let mut found = self.read_in_bulk(absence_counts, paths, &make);
         let missing: Vec<usize> = (0..paths.len()).filter(|at| found[*at].is_none()).collect();
         let asked = in_parallel(&missing, |at| self.read(&paths[*at], false).map(&make));
         for (at, answer) in missing.into_iter().zip(asked) {
@@ -682,16 +707,19 @@ impl Session {
     /// # Errors
     /// Each as [`Session::read`].
     pub fn read_in_order<const N: usize>(&self, groups: &[Vec<String>; N]) -> [Vec<Read>; N] {
-        let found: Option<Vec<Read>> = self.read_in_bulk(&groups.concat(), |read| read).into_iter().collect();
+        let counts = self.id().is_some();
+        let found: Option<Vec<Read>> = self.read_in_bulk(counts, &groups.concat(), |read| read).into_iter().collect();
         let one_by_one = |group: &Vec<String>| in_parallel(group, |path| self.read(path, false));
         let Some(found) = found else { return groups.each_ref().map(one_by_one) };
         let mut found = found.into_iter();
         groups.each_ref().map(|group| found.by_ref().take(group.len()).collect())
     }
 
-    /// What is answered on the connection for many requests, in this order.
+    /// What is answered on the connection for many requests, in this order. It may lead to another server than that of the session
+    /// where a session does not know its own id; then it does not count there that something is absent.
     fn read_in_bulk<T>(
         &self,
+        absence_counts: bool,
         paths: &[String],
         make: impl Fn(Option<(Vec<u8>, Stat)>) -> T,
     ) -> Vec<Option<Result<T, Error>>> {
@@ -701,8 +729,8 @@ impl Session {
             self.0.control.bulk.read(&way, &absolute, |at, answer| {
                 found[at] = match answer {
                     Answer::Data(data, stat) => Some(Ok(make(Some((data, stat))))),
-                    Answer::NoNode => Some(Ok(make(None))),
-                    Answer::Refused(_) => None,
+                    Answer::NoNode if absence_counts => Some(Ok(make(None))),
+                    Answer::NoNode | Answer::Refused(_) => None,
                 }
             });
         }

@@ -205,6 +205,7 @@ fn many_reads_at_once_say_what_reads_one_by_one_say() {
     let connect = server.chroot("many");
     let (session, _mailbox) = open(&connect, SECOND * 10);
     session.ensure("/").unwrap();
+    session.own("/own", b"").unwrap();
     // Every third is missing, some are large, some have children.
     let paths: Vec<String> = (0..COUNT).map(|number| format!("/n{number}")).collect();
     let numbers: Vec<usize> = (0..COUNT).filter(|number| number % 3 > 0).collect();
@@ -224,6 +225,27 @@ fn many_reads_at_once_say_what_reads_one_by_one_say() {
     assert!(requests < COUNT / 10, "not by as many requests: {requests}");
     assert_eq!(at_once, one_by_one);
     assert_eq!(session.over(), None);
+}
+
+#[test]
+fn what_is_missing_where_a_session_does_not_know_its_server_is_asked_of_the_session_itself() {
+    const COUNT: usize = 1000;
+    // Of its own: what it is asked is counted.
+    let server = Server::start();
+    let (session, _mailbox) = open(&server.chroot("missing"), SECOND * 10);
+    session.ensure("/").unwrap();
+    let paths: Vec<String> = (0..COUNT).map(|number| format!("/n{number}")).collect();
+    let requests = |work: &dyn Fn()| {
+        let before = counter(&server, "zk_packets_received");
+        work();
+        counter(&server, "zk_packets_received") - before
+    };
+    let nothing = |read: Vec<Result<bool, Error>>| assert!(read.into_iter().all(|read| read == Ok(false)));
+    let read = || nothing(session.read_each(&paths, |read| read.is_some()));
+    assert!(requests(&read) > COUNT);
+    assert!(requests(&|| nothing(session.glance_at_each(&paths, |read| read.is_some()))) < COUNT / 10);
+    session.own("/own", b"").unwrap();
+    assert!(requests(&read) < COUNT / 10);
 }
 
 #[test]
