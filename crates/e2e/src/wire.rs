@@ -55,6 +55,16 @@ enum Then {
     End,
 }
 
+/// What becomes of a request, and of all that follows it on its connection.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Fate {
+    #[default]
+    Passed,
+    Lost,
+    /// The connection ends.
+    Cut,
+}
+
 /// The wire. Any number of programs may use it; it lies until the end of the test process.
 pub struct Wire {
     port: Port,
@@ -75,7 +85,7 @@ struct State {
     /// The connection that is held, by number, and at which request.
     held: Option<(u64, Request)>,
     /// What becomes of what was held last.
-    lost: bool,
+    fate: Fate,
     connections: u64,
 }
 
@@ -129,33 +139,38 @@ impl Wire {
 
     /// Lets pass what is held, in its order.
     pub fn release(&self) {
-        self.end_hold(false);
+        self.end_hold(Fate::Passed);
     }
 
     /// What is held, and all that follows it on its connection, never arrives.
     pub fn lose(&self) {
-        self.end_hold(true);
+        self.end_hold(Fate::Lost);
     }
 
-    fn end_hold(&self, lost: bool) {
+    /// What is held never arrives, and its connection ends.
+    pub fn cut(&self) {
+        self.end_hold(Fate::Cut);
+    }
+
+    fn end_hold(&self, fate: Fate) {
         let mut state = lock(&self.shared.state);
-        (state.held, state.lost) = (None, lost);
+        (state.held, state.fate) = (None, fate);
         self.shared.changed.notify_all();
     }
 }
 
 impl Shared {
-    /// Holds the connection at this request if it is to be held; returns whether the request is to be passed on then.
-    fn pass(&self, connection: u64, request: Request) -> bool {
+    /// Holds the connection at this request if it is to be held; returns what is to become of the request then.
+    fn pass(&self, connection: u64, request: Request) -> Fate {
         let mut state = lock(&self.state);
         if !state.rule.as_mut().is_some_and(|rule| rule(&request)) {
-            return true;
+            return Fate::Passed;
         }
         (state.rule, state.held) = (None, Some((connection, request)));
         let is_held = |state: &mut State| state.held.as_ref().is_some_and(|(held, _)| *held == connection);
         let state: MutexGuard<'_, State> =
             self.changed.wait_while(state, is_held).unwrap_or_else(PoisonError::into_inner);
-        !state.lost
+        state.fate
     }
 }
 
@@ -172,10 +187,15 @@ fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared, refused: &[(i3
         io::copy(&mut answers, &mut back).ok();
         back.shutdown(Shutdown::Both)
     });
-    let (mut greeted, mut lost) = (false, false);
+    let (mut greeted, mut fate) = (false, Fate::Passed);
     while let Ok(frame) = frame(&mut client) {
         // What a client says first is no request.
-        lost = lost || greeted && !shared.pass(connection, Request::of(&frame[4..]));
+        if greeted && fate == Fate::Passed {
+            fate = shared.pass(connection, Request::of(&frame[4..]));
+        }
+        if fate == Fate::Cut {
+            break;
+        }
         if greeted && let Some((refusal, then)) = refusal(&frame[4..], refused) {
             client.write_all(&refusal)?;
             match then {
@@ -184,7 +204,7 @@ fn pass_on(mut client: &TcpStream, server: &str, shared: &Shared, refused: &[(i3
             }
         }
         greeted = true;
-        if !lost {
+        if fate == Fate::Passed {
             server.write_all(&frame)?;
         }
     }

@@ -307,3 +307,23 @@ fn a_client_that_waits_sees_nothing_of_primaries_that_die() {
     assert_eq!((wait.wait_exit(20 * SECOND).code(), wait.stdout()), (Some(3), format!("{task}\tfailed\t3\n")));
     well(&[&worker]);
 }
+
+#[test]
+fn a_task_that_is_cancelled_before_its_end_is_written_ends_as_cancelled_though_the_connection_breaks() {
+    let bench = Bench::shared("end");
+    let tree = &bench.tree;
+    let wire = Wire::to(&Server::shared().connect_string());
+    let master = bench.master("m:1").start();
+    let worker = Daemon::named("zk-worker").args(["--zk", &over(&wire, &bench), "--name", "w"]);
+    let worker = worker.env("ZK_WORK_DIR", bench.path("work")).start();
+    tree.wait_worker("w");
+    wire.hold_at(|request| matches!(request, Request::Create(path) if path.ends_with("/status")));
+    let task = tree.submit("true");
+    wire.wait_held();
+    tree.create(&paths::cancel(&task), "");
+    wire.cut();
+    tree.expect(task, "cancelled");
+    worker.wait_stderr("session lost");
+    tree.wait_nothing_assigned();
+    well(&[&master, &worker]);
+}

@@ -28,7 +28,7 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, met
             metrics.assigned(*task, meta, &reading.view, session.server_time_ms());
         }
     };
-    let committed = commit(session, &plan.chains)?;
+    let committed = commit(session, &plan.chains, reading)?;
     let (at_once, others): (Vec<_>, Vec<_>) = plan.chains.iter().zip(committed).partition(|(_, committed)| *committed);
     let mut progress = !at_once.is_empty();
     at_once.iter().flat_map(|(chain, _)| *chain).for_each(done);
@@ -56,12 +56,12 @@ pub(crate) fn execute(session: &Session, plan: &Plan, reading: &mut Reading, met
 }
 
 /// Carries out chains as transactions; returns for each whether that was done, as a whole. If not, nothing of it was.
-fn commit(session: &Session, chains: &[Chain]) -> Result<Vec<bool>, Error> {
+fn commit(session: &Session, chains: &[Chain], reading: &Reading) -> Result<Vec<bool>, Error> {
     let ended = chains.iter().flatten().filter_map(|step| match step {
         Step::Remove(task, Removal::Ended) => Some(*task),
         _ => None,
     });
-    let removals = removals(session, &ended.collect::<Vec<_>>());
+    let removals = removals(session, &ended.collect::<Vec<_>>(), reading);
     let mut done = vec![false; chains.len()];
     let (indices, transactions): (Vec<usize>, Vec<Vec<Write>>) = chains
         .iter()
@@ -93,21 +93,25 @@ fn writes(step: &Step, removals: &BTreeMap<TaskName, Vec<Write>>) -> Option<Vec<
 
 /// How ended tasks can be removed at once, where there is nothing to them but a status. So no mark is needed: none is half
 /// removed.
-fn removals(session: &Session, tasks: &[TaskName]) -> BTreeMap<TaskName, Vec<Write>> {
-    if tasks.len() < MANY && !session.has_bulk() {
-        return BTreeMap::new();
-    }
-    let paths: Vec<String> = tasks.iter().map(paths::task).collect();
-    let read = session.read_each(&paths, |read| {
-        read.filter(|(data, stat)| stat.children == 1 && Task::removed(data).meta.is_none_or(|meta| meta.key.is_none()))
-    });
-    let removals = tasks.iter().zip(paths).zip(read).filter_map(|((task, path), read)| {
+fn removals(session: &Session, tasks: &[TaskName], reading: &Reading) -> BTreeMap<TaskName, Vec<Write>> {
+    let bare = |task: &TaskName| Some((*task, reading.bare(task)?));
+    let mut versions: BTreeMap<TaskName, i32> = tasks.iter().filter_map(bare).collect();
+    let others: Vec<&TaskName> = tasks.iter().filter(|task| !versions.contains_key(task)).collect();
+    if others.len() >= MANY || session.has_bulk() {
+        let paths: Vec<String> = others.iter().map(|task| paths::task(task)).collect();
+        let read = session.read_each(&paths, |read| {
+            let (data, stat) = read?;
+            let keyed = Task::removed(&data).meta.is_some_and(|meta| meta.key.is_some());
+            (stat.children == 1 && !keyed).then_some(stat.version)
+        });
         // What may not be read is said when it is removed.
-        let (_, stat) = read.ok()??;
-        let status = Write::Delete { path: paths::status(task), version: None };
-        Some((*task, vec![status, Write::Delete { path, version: Some(stat.version) }]))
-    });
-    removals.collect()
+        versions.extend(others.into_iter().zip(read).filter_map(|(task, read)| Some((*task, read.ok()??))));
+    }
+    let removal = |(task, version)| {
+        let status = Write::Delete { path: paths::status(&task), version: None };
+        (task, vec![status, Write::Delete { path: paths::task(&task), version: Some(version) }])
+    };
+    versions.into_iter().map(removal).collect()
 }
 
 fn carry_out<'a>(session: &Session, chain: &'a Chain, done: impl Fn(&Step)) -> Progress<'a> {

@@ -113,6 +113,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause after a pass in which no step could be carried out: somebody is changing the tree under us.
 const FRUITLESS: Duration = Duration::from_millis(200);
 
+/// The pause after a pass that has supplied everybody: what comes meanwhile is read at once, and what follows from it is written at
+/// once. A tenth as many requests, each for ten times as much, cost the servers much less.
+const GATHER: Duration = Duration::from_millis(5);
+
 /// Runs until a stop signal, under a guard: as both processes.
 ///
 /// # Errors
@@ -165,7 +169,8 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
         // Whoever looks changes nothing: that is no reason to read or to plan.
         let mut news = message.is_none();
         // All that is there is taken at once: a hundred hints are one reading.
-        for message in message.into_iter().chain(rx.try_iter()) {
+        let mut next = message;
+        while let Some(message) = next {
             news |= !matches!(message, Message::Look(_));
             match message {
                 Message::Look(asked) => {
@@ -181,6 +186,10 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
                 Message::Ping => master.guard.goes(),
                 Message::Session(event) => state = master.on_event(state, event),
             }
+            next = match state.gathers() {
+                None => rx.try_recv().ok(),
+                Some(until) => rx.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
+            };
         }
         if news {
             state = master.go_on(state);
@@ -205,7 +214,7 @@ enum State {
     /// A session, and somebody else's `/master`, unless `stale`.
     StandingBy { session: Session, stale: bool, primary: String },
     /// `/master` is ours.
-    Reigning { session: Session, reading: Box<Reading>, wake: Option<Instant> },
+    Reigning { session: Session, reading: Box<Reading>, rest: Rest },
     /// The session is over; the news is on its way into the mailbox.
     Losing { session: Session },
 }
@@ -214,7 +223,15 @@ impl State {
     fn wake(&self) -> Option<Instant> {
         match self {
             State::Seeking { from, opening: None } => Some(*from),
-            State::Reigning { wake, .. } => *wake,
+            State::Reigning { rest, .. } => rest.wake,
+            _ => None,
+        }
+    }
+
+    /// Until when whatever comes is only taken in.
+    fn gathers(&self) -> Option<Instant> {
+        match self {
+            State::Reigning { rest, .. } => rest.gather,
             _ => None,
         }
     }
@@ -372,7 +389,7 @@ impl Master {
     fn reign(&mut self, session: Session, mut reading: Box<Reading>) -> State {
         reading.look_for_missing();
         match self.pass(&session, &mut reading) {
-            Ok(Pass::Rest(wake)) => State::Reigning { session, reading, wake },
+            Ok(Pass::Rest(rest)) => State::Reigning { session, reading, rest },
             Ok(Pass::Deposed) => {
                 log::warn!("not the primary any more: /master or /epoch is not ours");
                 State::StandingBy { session, stale: true, primary: String::new() }
@@ -391,16 +408,18 @@ impl Master {
         reading.refresh(session)?;
         let mut plan = plan(&reading.view, self.retention);
         reading.leave_out_refused(&mut plan);
+        let supplied = plan.supplied && !reading.is_behind();
         let pause = if plan.chains.is_empty() && !reading.is_behind() {
             let in_ms = plan.look_again_ms.map(|at| u64::try_from(at - reading.view.now_ms).unwrap_or(0));
             in_ms.map(|in_ms| Duration::from_millis(in_ms.max(10)))
         } else if execute::execute(session, &plan, reading, &self.metrics)? || reading.is_behind() {
             // What was written is read again at once; in between the mailbox is looked at.
-            Some(Duration::ZERO)
+            Some(if supplied { GATHER } else { Duration::ZERO })
         } else {
             Some(FRUITLESS)
         };
-        Ok(Pass::Rest(pause.map(|pause| Instant::now() + pause)))
+        let now = Instant::now();
+        Ok(Pass::Rest(Rest { wake: pause.map(|pause| now + pause), gather: supplied.then(|| now + GATHER) }))
     }
 
     /// Something went wrong. A lost session is followed by the next; anything else is tried again after a pause.
@@ -418,8 +437,15 @@ impl Master {
 
 enum Pass {
     Deposed,
+    Rest(Rest),
+}
+
+/// What a primary does when it has done what it could.
+struct Rest {
     /// Until then nothing is to be done, unless a message comes.
-    Rest(Option<Instant>),
+    wake: Option<Instant>,
+    /// Until then nothing is to be done even if messages come.
+    gather: Option<Instant>,
 }
 
 fn state_name(state: &State) -> &'static str {

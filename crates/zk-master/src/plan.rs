@@ -101,6 +101,8 @@ pub struct Plan {
     pub chains: Vec<Chain>,
     /// By the servers' clock.
     pub look_again_ms: Option<i64>,
+    /// Whoever runs something has enough to go on with: what is decided a moment later holds nobody up.
+    pub supplied: bool,
 }
 
 impl Plan {
@@ -191,6 +193,7 @@ fn place_in_turn(
         }
         looked = false;
     }
+    plan.supplied = places.are_supplied();
     let (recalls, slow_ms) = places.recalls();
     let recall = |(worker, name, meta): (&WorkerName, _, _)| vec![Step::Recall(worker.clone(), name, meta)];
     plan.chains.extend(recalls.into_iter().map(recall));

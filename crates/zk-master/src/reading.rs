@@ -35,6 +35,8 @@ pub(crate) struct Reading {
     masters: BTreeMap<Instance, Option<Address>>,
     /// Where a write was refused, and when it is tried again, by the servers' clock.
     refused: BTreeMap<String, i64>,
+    /// What is marked to be removed and has nothing to it but a status: the version of its data.
+    bare: BTreeMap<TaskName, i32>,
 }
 
 const NO_NAME: &str = "its name is not of this protocol";
@@ -140,6 +142,7 @@ impl Reading {
                 Change::Deleted => {
                     // There may be another one at that path by now.
                     self.view.tasks.remove(task);
+                    self.bare.remove(&task);
                     self.view.unread.remove(&task);
                     stale.task.remove(&task);
                     stale.tasks |= !self.below;
@@ -192,9 +195,15 @@ impl Reading {
         self.stale.task.insert(task);
     }
 
+    /// Of a task that is marked to be removed, and of which nothing else has to be considered, the version of its data.
+    pub(crate) fn bare(&self, task: &TaskName) -> Option<i32> {
+        self.bare.get(task).copied()
+    }
+
     /// The primary deleted a task.
     pub(crate) fn removed_task(&mut self, task: TaskName) {
         self.view.tasks.remove(task);
+        self.bare.remove(&task);
         self.stale.tasks |= !self.below;
     }
 
@@ -212,7 +221,8 @@ impl Reading {
         for worker in std::mem::take(&mut self.stale.desks) {
             self.read_desk(session, &worker)?;
         }
-        self.read_assignments(session)?;
+        let mut ahead = self.read_ahead(session);
+        self.read_assignments(session, &mut ahead)?;
         let view = &self.view;
         let strange = |task: &TaskName| !view.tasks.contains_key(task) && !view.unread.contains(task);
         self.stale.tasks |= view.assign.values().any(|desk| desk.tasks.keys().any(strange));
@@ -221,8 +231,8 @@ impl Reading {
         if std::mem::take(&mut self.stale.tasks) {
             self.read_tasks(session)?;
         }
-        self.read_ends(session)?;
-        self.read_each_task(session)?;
+        self.read_ends(session, &mut ahead)?;
+        self.read_each_task(session, &mut ahead)?;
         self.view.forget_vanished();
 
         self.stale.census |= self.view.misses_somebody();
@@ -247,19 +257,37 @@ impl Reading {
         Ok(())
     }
 
+    /// Reads what is told to have changed, all of it with as few requests as there can be. Where each znode has a watch of its own,
+    /// each is read for itself.
+    fn read_ahead(&self, session: &Session) -> Ahead {
+        let Stale { assignments, ended, task, rewritten, .. } = &self.stale;
+        let open = |task: &TaskName| self.view.tasks.get(task).is_some_and(|known| known.open().is_some());
+        let tasks = task.union(rewritten).filter(|task| rewritten.contains(task) || !open(task));
+        let (assignments, others) = match self.below {
+            true => (
+                assignments.iter().map(|(worker, task)| paths::assignment(worker, task)).collect(),
+                ended.iter().map(paths::status).chain(tasks.take(AT_ONCE).map(paths::task)).collect(),
+            ),
+            false => (Vec::new(), Vec::new()),
+        };
+        let groups = [assignments, others];
+        let read = session.read_in_order(&groups);
+        Ahead(groups.into_iter().flatten().zip(read.into_iter().flatten()).collect())
+    }
+
     /// Reads znodes; with watches where each has its own.
-    fn read_all(&self, session: &Session, paths: &[String]) -> Vec<Read> {
+    fn read_all(&self, session: &Session, paths: &[String], ahead: &mut Ahead) -> Vec<Read> {
         match self.below {
-            true => session.read_each(paths, |read| read),
+            true => ahead.read(session, paths),
             false => in_parallel(paths, |path| session.read(path, true)),
         }
     }
 
     /// Reads the assignments of which something is told; those of whole desks are read with these.
-    fn read_assignments(&mut self, session: &Session) -> Result<(), Error> {
+    fn read_assignments(&mut self, session: &Session, ahead: &mut Ahead) -> Result<(), Error> {
         let stale: Vec<(WorkerName, TaskName)> = std::mem::take(&mut self.stale.assignments).into_iter().collect();
         let paths: Vec<String> = stale.iter().map(|(worker, task)| paths::assignment(worker, task)).collect();
-        let read = self.read_all(session, &paths);
+        let read = self.read_all(session, &paths, ahead);
         for ((worker, task), read) in stale.into_iter().zip(read) {
             // One that may not be read is there all the same, and is not ours.
             let foreign = read.is_err().then(Assignment::default);
@@ -275,10 +303,10 @@ impl Reading {
     }
 
     /// Reads the statuses that are told to have been made.
-    fn read_ends(&mut self, session: &Session) -> Result<(), Error> {
+    fn read_ends(&mut self, session: &Session, ahead: &mut Ahead) -> Result<(), Error> {
         let ended: Vec<TaskName> = std::mem::take(&mut self.stale.ended).into_iter().collect();
         let paths: Vec<String> = ended.iter().map(paths::status).collect();
-        let read = self.read_all(session, &paths);
+        let read = self.read_all(session, &paths, ahead);
         for (task, read) in ended.into_iter().zip(read) {
             let before = self.view.tasks.get(&task).filter(|known| known.open().is_some());
             let before = before.map(|known| (known.czxid, known.submit.clone()));
@@ -379,7 +407,7 @@ impl Reading {
         Ok(())
     }
 
-    fn read_each_task(&mut self, session: &Session) -> Result<(), Error> {
+    fn read_each_task(&mut self, session: &Session, ahead: &mut Ahead) -> Result<(), Error> {
         let tasks = &self.view.tasks;
         self.stale.task.retain(|task| tasks.get(task).is_none_or(|known| known.open().is_some()));
         let mut stale: BTreeSet<TaskName> = &self.stale.task | &self.stale.rewritten;
@@ -391,12 +419,12 @@ impl Reading {
         let watch = !self.below;
         let read = match watch {
             true => in_parallel(&new, |task| read_task(session, *task, None, true)),
-            false => read_new_tasks(session, &new),
+            false => read_new_tasks(session, &new, ahead),
         };
         let has_ended = |task: &TaskName| before(task).is_some_and(|known| known.open().is_none());
         let (ended, open): (Vec<TaskName>, Vec<TaskName>) =
             known.into_iter().partition(|task| !watch && has_ended(task));
-        let ends = read_ended_tasks(session, &ended, before);
+        let ends = read_ended_tasks(session, &ended, before, ahead, &mut self.bare);
         let again = in_parallel(&open, |task| read_task(session, *task, before(task), watch));
         let read = new.into_iter().zip(read).chain(ended.into_iter().zip(ends)).chain(open.into_iter().zip(again));
         for (task, known) in read.collect::<Vec<_>>() {
@@ -535,9 +563,9 @@ pub fn read_task(
 }
 
 /// Reads tasks for the first time, with as few requests as there can be; sets no watches.
-fn read_new_tasks(session: &Session, names: &[TaskName]) -> Vec<Result<Option<Known>, Error>> {
+fn read_new_tasks(session: &Session, names: &[TaskName], ahead: &mut Ahead) -> Vec<Result<Option<Known>, Error>> {
     let paths: Vec<String> = names.iter().map(paths::task).collect();
-    let heads = session.read_each(&paths, |read| read);
+    let heads = ahead.read(session, &paths);
     // Most of what has children has ended.
     let has_children = |read: &Result<Option<(_, Stat)>, _>| matches!(read, Ok(Some((_, stat))) if stat.children > 0);
     let ended: Vec<usize> = (0..names.len()).filter(|at| has_children(&heads[*at])).collect();
@@ -557,18 +585,26 @@ fn read_new_tasks(session: &Session, names: &[TaskName]) -> Vec<Result<Option<Kn
     heads.into_iter().enumerate().map(known).collect()
 }
 
-/// Looks again at tasks that have ended, with as few requests as there can be: whether they are marked to be removed. Sets no
-/// watches.
+/// Looks again at tasks that have ended, with as few requests as there can be: whether they are marked to be removed, and those
+/// that are bare then. Sets no watches.
 fn read_ended_tasks<'a>(
     session: &Session,
     names: &[TaskName],
     before: impl Fn(&TaskName) -> Option<&'a Known>,
+    ahead: &mut Ahead,
+    bare: &mut BTreeMap<TaskName, i32>,
 ) -> Vec<Result<Option<Known>, Error>> {
     let paths: Vec<String> = names.iter().map(paths::task).collect();
-    let read = session.read_each(&paths, |read| read);
+    let read = ahead.read(session, &paths);
     let known = |(task, read): (&TaskName, Read)| {
         let Some((data, stat)) = read? else { return Ok(None) };
         let head = head(&paths::task(task), &data, stat)?;
+        if head.removed
+            && stat.children == 1
+            && head.meta.as_ref().is_ok_and(|meta| meta.as_ref().is_none_or(|meta| meta.key.is_none()))
+        {
+            bare.insert(*task, stat.version);
+        }
         match head.end(before(task)) {
             Some((outcome, at_ms)) => Ok(Some(head.ended_as(outcome, at_ms))),
             // It is another task.
@@ -576,6 +612,20 @@ fn read_ended_tasks<'a>(
         }
     };
     names.iter().zip(read).map(known).collect()
+}
+
+/// What was read ahead in a pass.
+struct Ahead(BTreeMap<String, Read>);
+
+impl Ahead {
+    /// Takes out what is there, and reads the rest with as few requests as there can be.
+    fn read(&mut self, session: &Session, paths: &[String]) -> Vec<Read> {
+        let there: Vec<Option<Read>> = paths.iter().map(|path| self.0.remove(path)).collect();
+        let missing: Vec<String> =
+            paths.iter().zip(&there).filter(|(_, read)| read.is_none()).map(|(path, _)| path.clone()).collect();
+        let mut others = session.read_each(&missing, |read| read).into_iter();
+        there.into_iter().filter_map(|read| read.or_else(|| others.next())).collect()
+    }
 }
 
 /// What a task's own data say.

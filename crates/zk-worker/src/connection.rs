@@ -108,6 +108,11 @@ impl Connection {
         self.unwatched.values().copied().chain(self.leave_at).min()
     }
 
+    /// Whether something waits here for a slot.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// A command ended or the worker was asked to stop.
     pub(crate) fn look_again(&mut self) {
         self.desk_stale = true;
@@ -156,19 +161,22 @@ impl Connection {
         if self.registration == Registration::Stale {
             self.register(life, jobs)?;
         }
-        if std::mem::take(&mut self.unwritten) {
-            self.write_results(life, jobs)?;
-        }
         self.watch_what_lasts(jobs)?;
-        if self.registration == Registration::Registered {
-            if life.leaving > Leaving::No && !self.told {
-                self.session.write(&paths::worker(&life.config.name), &registration(life).encode(), None)?;
-                self.told = true;
-            }
-            // A command that could not be started has ended at once: its result is written now, too.
-            while std::mem::take(&mut self.desk_stale) {
-                self.look_at_desk(life, jobs)?;
+        if self.registration == Registration::Registered && life.leaving > Leaving::No && !self.told {
+            self.session.write(&paths::worker(&life.config.name), &registration(life).encode(), None)?;
+            self.told = true;
+        }
+        loop {
+            // First what can start now: that is not to wait until the disks of the ensemble have what has ended.
+            let look = self.registration == Registration::Registered && std::mem::take(&mut self.desk_stale);
+            let looked = if look { self.look_at_desk(life, jobs) } else { Ok(()) };
+            // A command that could not be started has ended at once.
+            if std::mem::take(&mut self.unwritten) || look {
                 self.write_results(life, jobs)?;
+            }
+            looked?;
+            if self.registration != Registration::Registered || !self.desk_stale {
+                break;
             }
         }
         if life.leaving > Leaving::No && jobs.is_empty() { self.leave(life) } else { Ok(Next::Wait) }
@@ -304,7 +312,10 @@ impl Connection {
         let assigned = self.desk.clone().unwrap_or_default();
         self.settled.retain(|task| assigned.contains(task));
         jobs.assigned(&assigned);
-        let stale = std::mem::take(&mut self.stale);
+        // What has ended is looked at again when that is written.
+        let ended = |name: &TaskName| jobs.get(name).is_some_and(|job| matches!(job.stage, Stage::Ended(_)));
+        let stale;
+        (self.stale, stale) = std::mem::take(&mut self.stale).into_iter().partition(ended);
         let running: Vec<(TaskName, i64, i64)> = jobs
             .iter()
             .filter(|(name, job)| {

@@ -156,6 +156,10 @@ enum Leaving {
 /// How long to wait for the server's word that the session is closed.
 const CLOSE: Duration = Duration::from_secs(2);
 
+/// Where more is to be run than there are slots, so long it is waited for what ends about the same time: then one request says all of
+/// it, and another one asks what is to start instead.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// How long a worker that has ended waits for those who are still reading output.
 const LAST_OUTPUT: Duration = Duration::from_secs(5);
 
@@ -308,11 +312,25 @@ impl Worker {
                 Some(at) => mailbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
             };
             // All that is there is taken at once: a hundred hints are one reading.
-            for message in message.into_iter().chain(mailbox.try_iter()) {
+            let until = self.gathers();
+            let mut next = message;
+            while let Some(message) = next {
                 self.on_message(message)?;
+                next = match until {
+                    None => mailbox.try_recv().ok(),
+                    Some(until) => mailbox.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
+                };
             }
         }
         Ok(())
+    }
+
+    /// Until when whatever comes is only taken in.
+    fn gathers(&self) -> Option<Instant> {
+        match &self.link {
+            Link::Up(connection) if connection.has_more() => Some(Instant::now() + GATHER),
+            _ => None,
+        }
     }
 
     /// For whoever asks over HTTP.

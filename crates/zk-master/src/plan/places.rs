@@ -30,6 +30,9 @@ pub const QUICK_MS: i64 = 1000;
 /// A worker gets as many tasks ahead as it has slots, but no more than this: enough for tasks of a few milliseconds.
 const MOST_AHEAD: u32 = 16;
 
+/// With so many tasks ahead a worker does not notice that the primary pauses for a moment.
+const ENOUGH_AHEAD: usize = 2;
+
 /// How many tasks may wait at a worker before one is served.
 fn ahead(worker: &Worker) -> usize {
     // Whoever is registered by hand gets one at a time.
@@ -91,6 +94,12 @@ impl<'a> Places<'a> {
     /// Whether there is nothing left for this task, wherever it may go, nor for any that is served after it.
     pub(super) fn are_full(&self, order: Order) -> bool {
         self.0.values().all(|place| place.free == 0 && !place.has_room_ahead(order))
+    }
+
+    /// Whether all that take something new have enough ahead.
+    pub(super) fn are_supplied(&self) -> bool {
+        let mut open = self.0.values().filter(|place| place.open).peekable();
+        open.peek().is_some() && open.all(|place| place.free == 0 && place.waiting.len() >= ENOUGH_AHEAD)
     }
 
     /// Finds a place for a task and takes it: at the worker with the most free slots of those that may run it; if there is

@@ -315,7 +315,7 @@ fn a_task_that_failed_pauses_by_the_servers_clock_before_it_is_tried_again() {
     assert!((2000..=2500).contains(&pause), "{pause}");
     let plan_at = |now_ms| plan(&View { now_ms, ..tree.0.clone() }, KEEP);
     let over = NOW - 10 + pause;
-    assert_eq!(plan_at(over - 1), Plan { chains: Vec::new(), look_again_ms: Some(over) });
+    assert_eq!(plan_at(over - 1), Plan { look_again_ms: Some(over), ..Plan::default() });
     assert_eq!(plan_at(over).chains, [assign_to("a", 0, Some(1), 4)]);
     // Whoever cancels it need not wait for that.
     let why = Status::because(Outcome::Cancelled, "cancelled before it started again");
@@ -551,6 +551,19 @@ mod ahead {
         assert_eq!(numbers(&full.clone().task(3, first)), at("a", [3]));
         // But not without end.
         assert_eq!(numbers(&full.task(3, first).assigned("a", 3, Some(1), 1).task(4, |meta| meta.priority = 9)), []);
+    }
+
+    #[test]
+    fn whoever_takes_something_new_and_has_two_tasks_ahead_has_enough_to_go_on_with() {
+        let supplied = |tree: &Tree| plan(&tree.0, KEEP).supplied;
+        assert!(!supplied(&Tree::new()) && !supplied(&Tree::new().plain(0)), "there is nobody");
+        assert!(!supplied(&busy(2, 0..3, 10)), "only one is ahead");
+        let enough = busy(2, 0..3, 10).plain(3);
+        assert!(supplied(&enough), "the plan itself puts another one ahead");
+        assert!(!supplied(&enough.clone().worker("b", 2, 1)), "a slot is free elsewhere");
+        let mut drained = enough.clone().worker("b", 2, 1);
+        drained.0.assign.get_mut(&worker("b")).unwrap().drain = true;
+        assert!(supplied(&drained), "who takes nothing new needs nothing");
     }
 
     #[test]
