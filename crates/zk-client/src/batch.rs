@@ -24,6 +24,7 @@ use crate::progress::{Progress, Tally};
 use crate::report::EndedLine;
 use crate::signals::{Reaction, interruptible};
 use crate::submit::{self, Template};
+use crate::unwatched::Unwatched;
 use crate::wait::{self, Open};
 use crate::{Error, exit, look, output, render};
 
@@ -49,6 +50,10 @@ const READ_AHEAD: usize = 64;
 
 /// After so long it is looked again whether there is room in the queue.
 const FULL: Duration = Duration::from_secs(1);
+
+/// With so many tasks unfinished it is waited for so long for what ends about the same time: then one request does for all of it.
+const MANY: usize = 64;
+const GATHER: Duration = Duration::from_millis(10);
 
 /// A command as it was read.
 #[derive(Debug)]
@@ -190,15 +195,17 @@ fn look_at(session: &Session, tasks: &[TaskName], watched: impl Fn(&TaskName) ->
 
 fn statuses(session: &Session, tasks: &[TaskName]) -> Result<Vec<Option<Look>>, Refusal> {
     let paths: Vec<String> = tasks.iter().map(paths::status).collect();
-    let look = |read: Option<(Vec<u8>, Stat)>| {
-        let (data, stat) = read?;
-        let mut status = Status::decode(&data);
-        if let Some(meta) = &mut status.meta {
-            (meta.stdout, meta.stderr) = (None, None);
-        }
-        Some(Look::Ended(stat.czxid, Box::new(status)))
-    };
-    look::read_all(session, &paths, look)
+    look::read_all(session, &paths, ended)
+}
+
+/// How a task has ended, from its status.
+fn ended(read: Option<(Vec<u8>, Stat)>) -> Option<Look> {
+    let (data, stat) = read?;
+    let mut status = Status::decode(&data);
+    if let Some(meta) = &mut status.meta {
+        (meta.stdout, meta.stderr) = (None, None);
+    }
+    Some(Look::Ended(stat.czxid, Box::new(status)))
 }
 
 struct Work {
@@ -216,6 +223,7 @@ struct Work {
     /// Created, and not ended.
     running: BTreeMap<TaskName, Job>,
     tasks: Open,
+    unwatched: Unwatched,
     /// The number of the session on which the watches are.
     session: Option<u32>,
     tally: Tally,
@@ -246,6 +254,7 @@ impl Work {
             waiting: Vec::new(),
             running: BTreeMap::new(),
             tasks: Open::default(),
+            unwatched: Unwatched::new(Instant::now()),
             session: None,
             tally: Tally::default(),
             busy: false,
@@ -300,17 +309,18 @@ impl Work {
 
     /// Takes what is in the mailbox; when nothing else is to be done, waits for it.
     fn listen(&mut self, connection: &mut Connection) {
-        let until = match self.waiting.is_empty() {
-            _ if std::mem::take(&mut self.busy) => Some(Instant::now()),
-            false => Some(Instant::now() + FULL),
-            true => None,
-        };
+        let now = Instant::now();
+        let gathers = self.running.len() >= MANY;
+        let gathered = if gathers { now + GATHER } else { now };
+        let busy = std::mem::take(&mut self.busy).then_some(gathered);
+        let full = (!self.waiting.is_empty()).then(|| now + FULL);
+        let until = [busy, full, self.unwatched.wake()].into_iter().flatten().min();
         let mut message = connection.receive(until);
         while let Some(one) = message {
             if let Message::Session(Event::Watch { path, .. }) = one {
                 self.tasks.hint(&path);
             }
-            message = connection.received();
+            message = if gathers { connection.receive(Some(gathered)) } else { connection.received() };
         }
     }
 
@@ -362,8 +372,8 @@ impl Work {
         if self.cancelled {
             self.stop_running(session)?;
         }
+        let mut ended = self.ask_unwatched(session)?;
         let stale = self.tasks.take_stale();
-        let mut ended = Vec::new();
         let watched = |task: &TaskName| self.running.get(task).is_some_and(|job| job.watched);
         for (task, look) in stale.iter().zip(look_at(session, &stale, watched)?) {
             match look {
@@ -380,8 +390,28 @@ impl Work {
         self.report(session, ended)
     }
 
+    /// Asks for those tasks without watches that may have ended by now. Returns those that have.
+    fn ask_unwatched(&mut self, session: &Session) -> Result<Vec<(i64, TaskName, Box<Status>)>, Error> {
+        let due = self.unwatched.due(Instant::now());
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = session.glance_at_each(&due.iter().map(paths::status).collect::<Vec<_>>(), ended);
+        let looks: Vec<Option<Look>> = read.into_iter().collect::<Result<_, _>>()?;
+        let told = due.iter().zip(&looks).map(|(task, look)| (*task, look.is_some()));
+        for task in self.unwatched.answered(told, Instant::now()) {
+            self.tasks.add(task);
+        }
+        let ended = |(task, look)| match look {
+            Some(Look::Ended(czxid, status)) => Some((czxid, task, status)),
+            _ => None,
+        };
+        Ok(due.into_iter().zip(looks).filter_map(ended).collect())
+    }
+
     fn close(&mut self, task: TaskName) -> Option<Job> {
         self.tasks.close(task);
+        self.unwatched.close(task);
         self.running.remove(&task)
     }
 
@@ -416,7 +446,7 @@ impl Work {
         let (mut lost, mut unsure) = (None, false);
         for (mut job, result) in std::mem::take(&mut self.waiting).into_iter().zip(results) {
             match result {
-                Ok(path) if job.sent.is_none() => self.start(submit::name_of(&path)?, job),
+                Ok(path) if job.sent.is_none() => self.start(session, submit::name_of(&path)?, job),
                 // An earlier request may have been carried out as well: it is looked which one counts.
                 Ok(_) => {
                     unsure = true;
@@ -456,16 +486,19 @@ impl Work {
         let mut found = look::all_submitted(session, &ids, Some(since))?;
         for job in std::mem::take(&mut self.waiting) {
             match job.id().and_then(|id| found.remove(id)) {
-                Some((task, _)) => self.start(task, job),
+                Some((task, _)) => self.start(session, task, job),
                 None => self.waiting.push(job),
             }
         }
         Ok(())
     }
 
-    fn start(&mut self, task: TaskName, job: Job) {
+    fn start(&mut self, session: &Session, task: TaskName, job: Job) {
         self.busy = true;
-        self.tasks.add(task);
+        match self.running.len() >= MANY && session.has_bulk() {
+            true => self.unwatched.add(task),
+            false => self.tasks.add(task),
+        }
         self.running.insert(task, job);
     }
 

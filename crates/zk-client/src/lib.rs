@@ -37,6 +37,7 @@ mod scene;
 mod signals;
 pub mod submit;
 mod top;
+mod unwatched;
 mod wait;
 pub mod why;
 
