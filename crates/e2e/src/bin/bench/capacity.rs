@@ -12,7 +12,7 @@ use std::collections::{BinaryHeap, VecDeque};
 const SUBMIT: (f64, f64) = (1.0, 1.0);
 const START: (f64, f64) = (1.0, 4.0);
 const STATUS: (f64, f64) = (1.0, 1.0);
-const AFTERWARDS: (f64, f64) = (4.0, 3.0);
+const AFTERWARDS: (f64, f64) = (4.0, 2.0);
 
 /// An ensemble, and workers.
 #[derive(Debug, Clone, Copy)]

@@ -1,12 +1,12 @@
 //! The figures, each with its floor or its goal.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::{Daemon, TxnKind, wait_within};
 use rustix::process::{Signal, kill_process};
-use tempfile::TempDir;
 use zk_session::{Event, Kind};
 use znode_paths::paths;
 
@@ -45,16 +45,12 @@ fn primary(zk: &str) -> Daemon {
     master
 }
 
-fn worker(zk: &str, name: &str, slots: &str, dir: &TempDir) -> Daemon {
-    let work_dir = dir.path().join(name);
+fn worker(zk: &str, name: &str, slots: &str, folder: &Path) -> Daemon {
+    let work_dir = folder.join(name);
     let args = ["--zk", zk, "--name", name, "--slots", slots, "--listen", "off", "--work-dir"];
     let worker = Daemon::named("zk-worker").args(args).arg(work_dir).start();
     worker.wait_stderr("registered worker=");
     worker
-}
-
-fn directory() -> TempDir {
-    tempfile::tempdir().expect("a directory can be made")
 }
 
 /// Forks and executions of `true`, each waited for, by two threads at once: what two workers on this machine could do.
@@ -91,10 +87,11 @@ fn throughput(zk: &Zk, scale: Scale, report: &mut Report) {
         let floor = || (forks(count.min(3000)), creates(zk, count.min(10_000)));
         let before = floor();
         let chroot = zk.chroot("throughput");
-        let dir = directory();
+        let folder = zk.folder();
         let _master = primary(&chroot);
-        let _workers = [worker(&chroot, "w1", "4", &dir), worker(&chroot, "w2", "4", &dir)];
-        let file = dir.path().join("commands");
+        // Enough slots that short tasks keep two processors busy.
+        let _workers = [worker(&chroot, "w1", "8", &folder), worker(&chroot, "w2", "8", &folder)];
+        let file = folder.join("commands");
         fs::write(&file, "true\n".repeat(count)).expect("a file can be written");
         let (asked, began) = (Asked::of(zk), Instant::now());
         let batch = Daemon::named("zk-client").args(["--zk", &chroot, "batch"]).arg(&file).start();
@@ -109,7 +106,7 @@ fn throughput(zk: &Zk, scale: Scale, report: &mut Report) {
         report.add(format!("forks of true, two at a time ({count})"), forks, "1/s");
         report.add(format!("raw creates, 16 or 64 at a time ({count})"), creates, "1/s");
         report.add(format!("floor: 1 / (1/forks + 6/creates) ({count})"), floor, "1/s");
-        report.add(format!("batch of {count} true, 2 workers"), rate, "1/s");
+        report.add(format!("batch of {count} true, 2 workers with 8 slots"), rate, "1/s");
         report.add_with_goal(format!("batch of {count}: part of the floor"), rate / floor, "", Goal::AtLeast(0.7));
         if let Some(last) = last {
             report.add_with_goal("batch: the larger against the smaller", rate / last, "", Goal::AtLeast(0.9));
@@ -133,9 +130,9 @@ fn percentile(times: &mut [Duration], part: f64) -> f64 {
 
 fn latency(zk: &Zk, scale: Scale, report: &mut Report) {
     let chroot = zk.chroot("latency");
-    let dir = directory();
+    let folder = zk.folder();
     let _master = primary(&chroot);
-    let _worker = worker(&chroot, "w1", "2", &dir);
+    let _worker = worker(&chroot, "w1", "2", &folder);
     let (session, events) = load::session(&chroot, 1);
     let (mut floor, mut times) = (Vec::new(), Vec::new());
     for number in 0..scale.of(2000) {
@@ -305,10 +302,10 @@ fn idle(zk: &Zk, scale: Scale, report: &mut Report) {
     /// As the contract has it.
     const MASTER_TIMEOUT: f64 = 10.0;
     const WORKER_TIMEOUT: f64 = 30.0;
-    let (chroot, dir) = (zk.chroot("idle"), directory());
+    let (chroot, folder) = (zk.chroot("idle"), zk.folder());
     let _master = primary(&chroot);
     let number = scale.of(100);
-    let workers: Vec<Daemon> = (0..number).map(|number| worker(&chroot, &format!("w{number}"), "2", &dir)).collect();
+    let workers: Vec<Daemon> = (0..number).map(|number| worker(&chroot, &format!("w{number}"), "2", &folder)).collect();
     let quiet_for = |seconds| {
         let (before, began) = (packets(zk), Instant::now());
         e2e::stays("idleness", Duration::from_secs(seconds), || {
@@ -372,9 +369,9 @@ fn capacity(zk: &Zk, scale: Scale, report: &mut Report) {
 }
 
 fn size(zk: &Zk, scale: Scale, report: &mut Report) {
-    let (chroot, dir) = (zk.chroot("size"), directory());
+    let (chroot, folder) = (zk.chroot("size"), zk.folder());
     let master = primary(&chroot);
-    let idle = worker(&chroot, "w1", "2", &dir);
+    let idle = worker(&chroot, "w1", "2", &folder);
     report.add_with_goal("memory of an idle worker", resident(inner(&idle)), "MB", Goal::AtMost(8.0));
     report.add_with_goal("memory of its guard", resident(idle.pid()), "MB", Goal::AtMost(4.0));
     drop(idle);

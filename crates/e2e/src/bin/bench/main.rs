@@ -8,6 +8,7 @@ mod load;
 mod report;
 
 use std::env;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use e2e::{Ensemble, Server, Setup};
@@ -29,37 +30,51 @@ impl Scale {
     }
 }
 
-/// Where ZooKeeper is: every transaction is forced to the disk before it is acknowledged, as in service.
-pub(crate) enum Zk {
+/// Where ZooKeeper is, and where workers can work.
+pub(crate) struct Zk<'a> {
+    servers: Servers,
+    /// In memory, where that can be had: what a file system does is not measured here. (Ext4 without a journal, as some machines have
+    /// it, is slow to make files for minutes after many were removed, which whoever measures twice would see.)
+    folder: &'a Path,
+}
+
+/// Every transaction is forced to the disk before it is acknowledged, as in service.
+enum Servers {
     One(Box<Server>),
     Three(Ensemble),
 }
 
-impl Zk {
-    fn start(ensemble: bool) -> Self {
-        match ensemble {
+impl Zk<'_> {
+    fn start(ensemble: bool, folder: &Path) -> Zk<'_> {
+        let servers = match ensemble {
             false => {
                 let setup = Setup { force_sync: true, ..Setup::default() };
-                Zk::One(Box::new(Server::start_with(&setup, None)))
+                Servers::One(Box::new(Server::start_with(&setup, None)))
             }
-            true => Zk::Three(Ensemble::start_durable()),
-        }
+            true => Servers::Three(Ensemble::start_durable()),
+        };
+        Zk { servers, folder }
     }
 
     /// A connect string with a chroot of its own.
     pub(crate) fn chroot(&self, name: &str) -> String {
-        match self {
-            Zk::One(server) => server.chroot(name),
-            Zk::Three(ensemble) => ensemble.chroot(name),
+        match &self.servers {
+            Servers::One(server) => server.chroot(name),
+            Servers::Three(ensemble) => ensemble.chroot(name),
         }
     }
 
     /// The servers.
     pub(crate) fn servers(&self) -> Vec<&Server> {
-        match self {
-            Zk::One(server) => vec![server],
-            Zk::Three(ensemble) => ensemble.servers.iter().collect(),
+        match &self.servers {
+            Servers::One(server) => vec![server],
+            Servers::Three(ensemble) => ensemble.servers.iter().collect(),
         }
+    }
+
+    /// A new folder.
+    pub(crate) fn folder(&self) -> PathBuf {
+        tempfile::tempdir_in(self.folder).expect("a folder can be made").keep()
     }
 }
 
@@ -79,11 +94,12 @@ fn main() -> ExitCode {
         }
     }
     let mut report = Report::new(format, ensemble);
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder can be made");
     for (name, measure) in figures::ALL {
         if only.is_empty() || only.iter().any(|wanted| wanted == name) {
             report::say(&format!("measuring {name} ..."));
             // Each on a fresh ensemble: what one leaves behind is not to be paid for by the next.
-            measure(&Zk::start(ensemble), scale, &mut report);
+            measure(&Zk::start(ensemble, folder.path()), scale, &mut report);
         }
     }
     report.print();
