@@ -134,11 +134,13 @@ fn latency(zk: &Zk, scale: Scale, report: &mut Report) {
     let _master = primary(&chroot);
     let _worker = worker(&chroot, "w1", "2", &folder);
     let (session, events) = load::session(&chroot, 1);
+    // Of which nobody is told.
+    session.ensure("/floor").expect("the server serves");
     let (mut floor, mut times) = (Vec::new(), Vec::new());
     for number in 0..scale.of(2000) {
         let began = Instant::now();
         for part in ["a", "b", "c"] {
-            let path = format!("/live/floor-{number}-{part}");
+            let path = format!("/floor/{number}-{part}");
             session.create(&path, &[7; 100], Kind::Persistent).expect("the server serves");
         }
         Command::new("/bin/true").stdin(Stdio::null()).status().expect("there is a true");
