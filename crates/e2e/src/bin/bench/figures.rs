@@ -168,8 +168,9 @@ fn latency(zk: &Zk, scale: Scale, report: &mut Report) {
     report.add_with_goal("submit to status, p99 against p50 of the writes", p99 / floor_p50, "", Goal::AtMost(4.0));
 }
 
-/// How many tasks are ended a second by played workers: the last `count` before the queue is down to `left`.
-fn assignments(zk: &str, players: usize, slots: u32, count: usize) -> f64 {
+/// How many tasks are ended a second by played workers: `count` of the `total` that are there, when all workers are. Some have ended
+/// before that, the more the longer that takes.
+fn assignments(zk: &str, players: usize, slots: u32, count: usize, total: usize) -> f64 {
     let players = Players::start(zk, "p", players, slots, true);
     let so_many = |count: usize| {
         wait_within(LIMIT, "tasks to be ended", || match players.done() {
@@ -179,7 +180,7 @@ fn assignments(zk: &str, players: usize, slots: u32, count: usize) -> f64 {
     };
     let first = so_many(count / 5);
     let began = Instant::now();
-    let last = so_many(first + count);
+    let last = so_many((first + count).min(total));
     let rate = per_second(last - first, began);
     players.stop();
     rate
@@ -190,8 +191,9 @@ fn growth(zk: &Zk, scale: Scale, report: &mut Report) {
     let rate = |queue: usize| {
         let chroot = zk.chroot("growth");
         let _master = primary(&chroot);
-        load::submit(&chroot, queue + count * 2);
-        assignments(&chroot, 5, 20, count)
+        let total = queue + count * 2;
+        load::submit(&chroot, total);
+        assignments(&chroot, 5, 20, count, total)
     };
     let (short, long) = (rate(scale.of(500)), rate(scale.of(50_000)));
     report.add(format!("assignments with {} queued", scale.of(500)), short, "1/s");
@@ -249,8 +251,9 @@ fn workers(zk: &Zk, scale: Scale, report: &mut Report) {
     let rate = |players: usize| {
         let chroot = zk.chroot("workers");
         let _master = primary(&chroot);
-        load::submit(&chroot, count * 2);
-        assignments(&chroot, players, 20, count)
+        let total = count * 5;
+        load::submit(&chroot, total);
+        assignments(&chroot, players, 20, count, total)
     };
     let (few, many) = (rate(5), rate(scale.of(500)));
     report.add("assignments, 5 workers", few, "1/s");
@@ -370,6 +373,18 @@ fn capacity(zk: &Zk, scale: Scale, report: &mut Report) {
     }
 }
 
+/// Waits until the primary has read all tasks: it reads them by number, so the last of them is the last that it can end.
+fn wait_for_all_read(zk: &str) {
+    let (session, _events) = load::session(zk, 1);
+    let tasks = session.children(paths::TASKS, false).expect("the server serves").unwrap_or_default();
+    let last = tasks.iter().filter_map(|name| name.parse().ok()).max().expect("there are tasks");
+    session.create(&paths::cancel(&last), b"", Kind::Persistent).expect("the server serves");
+    wait_within(LIMIT, "the last task to be cancelled", || {
+        let status = session.stat(&paths::status(&last), false).expect("the server serves");
+        status.ok_or_else(|| format!("{last} has no status"))
+    });
+}
+
 fn size(zk: &Zk, scale: Scale, report: &mut Report) {
     let (chroot, folder) = (zk.chroot("size"), zk.folder());
     let master = primary(&chroot);
@@ -383,6 +398,7 @@ fn size(zk: &Zk, scale: Scale, report: &mut Report) {
         load::submit(&chroot, count - there);
         there = count;
         let master = primary(&chroot);
+        wait_for_all_read(&chroot);
         let figure = format!("memory of a master with {count} tasks");
         report.add_with_goal(figure, resident(inner(&master)), "MB", Goal::AtMost(goal));
     }
