@@ -30,6 +30,7 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// What the child does. It makes system calls and nothing else: no lock, no memory of the heap.
@@ -44,18 +45,19 @@ pub(crate) enum Memory {
     Own,
 }
 
-/// Starts `child` as a process of its own, with all signals blocked, in a control group if there is one, whose open folder that is.
-/// Where it works in our memory this returns when it has become another program, or has ended.
+/// Starts `child` as a process of its own, with all signals blocked and none of our handlers, in a control group if there is one, whose
+/// open folder that is. Where it works in our memory this returns when it has become another program, or has ended.
 ///
 /// # Errors
-/// Those of clone3(2): `ENOSYS` before Linux 5.3 and in containers that filter it, `EINVAL` for a group before 5.7.
+/// Those of clone3(2): `ENOSYS` before Linux 5.3 and in containers that filter it, `EINVAL` before 5.5, and for a group before 5.7.
 pub(crate) fn process(group: Option<&File>, memory: Memory, child: Child<'_>) -> io::Result<Pid> {
-    let mut args = CloneArgs { exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()), ..CloneArgs::default() };
+    let exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    let mut args = CloneArgs { flags: CLONE_CLEAR_SIGHAND, exit_signal, ..CloneArgs::default() };
     if let Some(group) = group {
-        args.flags = CLONE_INTO_CGROUP;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(group.as_raw_fd().unsigned_abs());
     }
-    // A handler of ours must not run in the child, where it would write into our memory.
+    // A signal that ends the child before it is another program would be taken for one to the command.
     let before = set_signals(Signals::MAX);
     #[expect(unsafe_code, reason = "std knows none of the flags")]
     // SAFETY: the child never returns, and does what its type demands.
@@ -140,7 +142,10 @@ unsafe fn clone_copy(args: &mut CloneArgs, child: Child<'_>) -> io::Result<libc:
 /// The kernel's set of signals, all of them: also those that the C library keeps for itself, and that its own functions leave out.
 type Signals = u64;
 
-fn set_signals(mask: Signals) -> Signals {
+pub(crate) const NO_SIGNALS: Signals = 0;
+
+/// Has these signals wait, of all that come to this thread; returns those that did before.
+pub(crate) fn set_signals(mask: Signals) -> Signals {
     let mut before = 0;
     #[expect(unsafe_code, reason = "rustix has no rt_sigprocmask(2)")]
     // SAFETY: both sets are of this function, and as large as is said.

@@ -1,12 +1,13 @@
 //! How a task's command is called: its shell, its standard streams, its environment. Nothing of the worker itself gets
 //! into it.
 
-use std::ffi::OsStr;
-use std::fs::File;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
+use std::sync::LazyLock;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -30,9 +31,7 @@ pub(crate) fn command(start: &Start<'_>, folder: &Folder, run_as: Option<&Identi
         command.arg(folder.write_command(&start.task.command)?);
     }
     command.current_dir(&folder.files);
-    for (key, _) in std::env::vars_os().filter(|(key, _)| !is_inherited(key)) {
-        command.env_remove(key);
-    }
+    command.env_clear().envs(INHERITED.iter().map(|(key, value)| (key, value)));
     if let Some(identity) = run_as {
         identity.introduce(&mut command);
     }
@@ -61,9 +60,13 @@ pub(crate) fn command(start: &Start<'_>, folder: &Folder, run_as: Option<&Identi
     };
     let (stdout, stderr) = folder.streams()?;
     let mut spawn = Spawn::new(command, [stdin, stdout, stderr]);
-    spawn.then(begin_afresh);
+    spawn.then(begin_afresh());
     Ok(spawn)
 }
+
+/// What of the worker's environment its tasks have. Nothing changes that while the worker runs.
+static INHERITED: LazyLock<Vec<(OsString, OsString)>> =
+    LazyLock::new(|| std::env::vars_os().filter(|(key, _)| is_inherited(key)).collect());
 
 /// What systemd tells a service about itself (`systemd.exec(5)`, `sd_notify(3)`, `sd_listen_fds(3)`): a task is not that
 /// service.
@@ -98,26 +101,43 @@ fn is_inherited(key: &OsStr) -> bool {
 /// Linux has signals up to this number (signal(7)).
 const LAST_SIGNAL: i32 = 64;
 
-/// Has a command begin like one of a new login, whoever started the worker and how: no signal is ignored (none is blocked
+/// The signals that the worker ignores, the lowest bit for signal 1 (proc(5), `SigIgn`): all of them where that cannot be known.
+/// Whoever started it has chosen them, and Rust before `main`.
+static IGNORED: LazyLock<u64> = LazyLock::new(|| {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|ignored| u64::from_str_radix(ignored.trim(), 16).ok()).unwrap_or(u64::MAX)
+});
+
+/// What has a command begin like one of a new login, whoever started the worker and how: no signal is ignored (none is blocked
 /// either), files can be read by others, no descriptor is open but the standard streams.
-pub(crate) fn begin_afresh() -> io::Result<()> {
-    umask(Mode::WGRP | Mode::WOTH);
-    // The kernel's struct sigaction, which has no more than that anywhere: SIG_DFL, no flags, nothing blocked.
-    let default = [0_u64; 8];
-    for signal in 1..=LAST_SIGNAL {
-        #[expect(unsafe_code, reason = "rustix has no rt_sigaction(2), and signal(3) may take a lock")]
-        // SAFETY: no handler is installed. It fails for signals that cannot be ignored.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), size_of::<u64>());
+pub(crate) fn begin_afresh() -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
+    let ignored = *IGNORED;
+    move || {
+        umask(Mode::WGRP | Mode::WOTH);
+        // The kernel's struct sigaction, which has no more than that anywhere: SIG_DFL, no flags, nothing blocked.
+        let default = [0_u64; 8];
+        for signal in (1..=LAST_SIGNAL).filter(|signal| ignored >> (signal - 1) & 1 == 1) {
+            #[expect(unsafe_code, reason = "rustix has no rt_sigaction(2), and signal(3) may take a lock")]
+            // SAFETY: no handler is installed. It fails for signals that cannot be ignored.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_rt_sigaction,
+                    signal,
+                    default.as_ptr(),
+                    ptr::null_mut::<u64>(),
+                    size_of::<u64>(),
+                );
+            }
         }
+        #[expect(unsafe_code, reason = "rustix has no close_range(2)")]
+        // SAFETY: no descriptor is closed before exec, which those of this process rely on. A kernel before 5.11 refuses, and
+        // what the worker itself has inherited stays open; what it has opened is closed in any case.
+        unsafe {
+            libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        }
+        Ok(())
     }
-    #[expect(unsafe_code, reason = "rustix has no close_range(2)")]
-    // SAFETY: no descriptor is closed before exec, which those of this process rely on. A kernel before 5.11 refuses, and what
-    // the worker itself has inherited stays open; what it has opened is closed in any case.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

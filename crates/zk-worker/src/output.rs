@@ -38,6 +38,11 @@ impl Written {
             Stream::Stderr => &self.stderr,
         }
     }
+
+    fn close(&self) {
+        self.stdout.close();
+        self.stderr.close();
+    }
 }
 
 /// What a command writes to one of its streams. It is read through the descriptor, at any offset: the command may have
@@ -71,8 +76,10 @@ impl Log {
 
     /// The command has ended. What left its process group may write on, but the length is what it is now.
     fn close(&self) {
-        let length = self.length().unwrap_or(0);
-        self.end.compare_exchange(OPEN, length, Ordering::AcqRel, Ordering::Acquire).ok(); // closed before
+        if self.end().is_none() {
+            let length = self.length().unwrap_or(0);
+            self.end.compare_exchange(OPEN, length, Ordering::AcqRel, Ordering::Acquire).ok(); // closed before
+        }
     }
 
     fn tail(&self, limit: u64) -> io::Result<Tail> {
@@ -230,7 +237,7 @@ impl Folder {
 
     /// The command has ended: the ends of both streams.
     pub(crate) fn tails(&self, limit: u64) -> (Option<Tail>, Option<Tail>) {
-        self.close();
+        self.written.close();
         let tail = |log: &Log| {
             log.tail(limit).inspect_err(|error| log::warn!("cannot read the output of a task: {error}")).ok()
         };
@@ -240,8 +247,7 @@ impl Folder {
     /// The command has ended: whoever follows the streams gets what is there now and no more. Returns what is to be said
     /// about that: where the disk is full, the command may have tried to write more. Whether it did, only the command knows.
     pub(crate) fn close(&self) -> Option<String> {
-        self.written.stdout.close();
-        self.written.stderr.close();
+        self.written.close();
         let full = fstatvfs(&self.written.stdout.file).is_ok_and(|disk| disk.f_bavail == 0);
         full.then(|| "the disk of the work dir is full, some of its output may be missing".to_owned())
     }
@@ -249,7 +255,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        self.close();
+        self.written.close();
         self.outputs.in_hand().remove(&self.start);
         self.outputs.ended.send(self.start).ok(); // without a keeper all is kept
     }

@@ -6,18 +6,16 @@
 //! before Linux 5.7, in containers that filter clone3, and on some kernels when the group of the caller was once killed as a
 //! whole (they take each process born in a younger group for one of those to be killed).
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::ptr;
 
-use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use zk_guard::Cgroup;
 
@@ -29,7 +27,7 @@ type Step = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// A command that is about to be started.
 pub(crate) struct Spawn {
-    /// Program, by its whole path; arguments; environment; directory.
+    /// Program, by its whole path; arguments; environment, which is all of it; directory.
     pub(crate) command: Command,
     /// Standard input, output and error.
     pub(crate) stdio: [File; 3],
@@ -80,13 +78,9 @@ impl Spawn {
     fn spawn_cloned(&self, group: Option<&Cgroup>) -> io::Result<Pid> {
         let image = Image::of(&self.command)?;
         let group = group.map(|group| File::open(group.path())).transpose()?;
-        // Beside the numbers that they are to have: one may be in the way of another.
-        let [stdin, stdout, stderr] = &self.stdio;
-        let aside = |file: &File| fcntl_dupfd_cloexec(file, 3);
-        let stdio = [aside(stdin)?, aside(stdout)?, aside(stderr)?];
         let (mut why, fails) = io::pipe()?;
         let pid = clone::process(group.as_ref(), self.memory, &|| {
-            let Err(error) = self.become_it(&image, &stdio);
+            let Err(error) = self.become_it(&image);
             let code = error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
             rustix::io::write(&fails, &code).ok(); // nobody is there to be told
             #[expect(unsafe_code, reason = "nothing of the parent may run at the end of the child")]
@@ -108,21 +102,20 @@ impl Spawn {
     }
 
     /// As the child: becomes the command.
-    fn become_it(&self, image: &Image, stdio: &[OwnedFd; 3]) -> io::Result<Infallible> {
+    fn become_it(&self, image: &Image) -> io::Result<Infallible> {
         let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         #[expect(unsafe_code, reason = "std cannot do this in a child that it has not made")]
-        // SAFETY: all pointers are to arrays and strings of `image` that end as execve(2) wants, and to a set of signals.
+        // SAFETY: all pointers are to arrays and strings of `image` that end as execve(2) wants.
         unsafe {
-            for (number, file) in (0..).zip(stdio) {
+            // None is in the way of another: Rust has something open at the numbers of the standard streams from the start.
+            for (number, file) in (0..).zip(&self.stdio) {
                 check(libc::dup2(file.as_raw_fd(), number))?;
             }
             check(libc::chdir(image.dir.as_ptr()))?;
             check(libc::setpgid(0, 0))?;
             // In this order: with signals comes what the steps make of them.
             self.steps.iter().try_for_each(|step| step())?;
-            let mut none = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))?;
+            clone::set_signals(clone::NO_SIGNALS);
             libc::execve(image.program.as_ptr(), image.args.pointers.as_ptr(), image.env.pointers.as_ptr());
         }
         Err(io::Error::last_os_error())
@@ -135,10 +128,10 @@ pub(crate) fn works(all: Option<&Cgroup>) -> bool {
     let tried = || -> io::Result<bool> {
         let null = || File::options().read(true).write(true).open("/dev/null");
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", ":"]);
+        command.args(["-c", ":"]).env_clear();
         let group = all.map(|all| all.child("trial")).transpose()?;
         let mut spawn = Spawn::new(command, [null()?, null()?, null()?]);
-        spawn.then(begin_afresh);
+        spawn.then(begin_afresh());
         let pid = spawn.spawn_cloned(group.as_ref());
         let ended = pid.and_then(|pid| Ok(waitpid(Some(pid), WaitOptions::empty())?));
         group.iter().for_each(Cgroup::remove);
@@ -176,16 +169,9 @@ impl Image {
         let program = CString::new(command.get_program().as_bytes())?;
         let args = command.get_args().map(|arg| CString::new(arg.as_bytes()));
         let args = std::iter::once(Ok(program.clone())).chain(args).collect::<Result<_, _>>()?;
-        let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-        for (key, value) in command.get_envs() {
-            match value {
-                Some(value) => _ = env.insert(key.to_owned(), value.to_owned()),
-                None => _ = env.remove(key),
-            }
-        }
-        let variable =
-            |(key, value): (OsString, OsString)| CString::new([key.as_bytes(), b"=", value.as_bytes()].concat());
-        let env = env.into_iter().map(variable).collect::<Result<_, _>>()?;
+        let env =
+            command.get_envs().filter_map(|(key, value)| Some([key.as_bytes(), b"=", value?.as_bytes()].concat()));
+        let env = env.map(CString::new).collect::<Result<_, _>>()?;
         let dir = command.get_current_dir().map_or(&b"."[..], |dir| dir.as_os_str().as_bytes());
         Ok(Image { program, args: Strings::new(args), env: Strings::new(env), dir: CString::new(dir)? })
     }
