@@ -99,6 +99,40 @@ fn with_control_groups_nothing_outlives_its_task() {
 }
 
 #[test]
+fn a_control_group_is_used_again_unless_what_was_in_it_was_killed() {
+    let Some(()) = root() else { return };
+    let bench = Bench::at(Server::shared().chroot("again"));
+    let worker = bench.worker("w").start();
+    worker.wait_stderr("started worker=");
+    let Some(()) = available(match worker.stderr().contains("cgroup=none") {
+        true => Err("there is no cgroup v2 that we may write to".to_owned()),
+        false => Ok(()),
+    }) else {
+        return;
+    };
+    let (tree, master) = (&bench.tree, bench.master("m:1").start());
+    // What it runs in, and what is there at that time: itself alone.
+    let group = |then: &str| {
+        let look = "sed -n 's/^0:://p' /proc/self/cgroup; set -- $(sed -n 's/^0:://p' /proc/self/cgroup)";
+        let status = tree.wait_status(tree.submit_with(&format!("{look}; {then}"), |_| ()));
+        let tail = status.meta.expect("it says how it ended").stdout.expect("it has written");
+        String::from_utf8(tail.bytes).expect("the path of a group")
+    };
+    let first = group("exit 0");
+    assert_eq!([group("exit 1"), group("kill -9 $$")], [first.clone(), first.clone()]);
+    // Something is left, which is killed.
+    assert_eq!(group("sleep 600 & exit 0"), first);
+    let second = group("exit 0");
+    assert_ne!(second, first);
+    // Somebody has made a group in it.
+    let inner = "mkdir $(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1/x";
+    assert_eq!(group(inner), second);
+    let third = group("exit 0");
+    assert!(third != second && third != first, "{third}");
+    well(&[&master, &worker]);
+}
+
+#[test]
 fn without_control_groups_nothing_outlives_its_task_that_can_be_known_to_be_of_it() {
     let Some(()) = root() else { return };
     let bench = Bench::at(Server::shared().chroot("groups"));

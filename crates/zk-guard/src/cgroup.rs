@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -53,6 +54,12 @@ impl Cgroup {
         let path = self.0.join(name);
         fs::create_dir(&path)?;
         Ok(Cgroup(path))
+    }
+
+    /// Whether it is there and no group is in it.
+    pub fn is_bare(&self) -> bool {
+        // A folder of this file system has two links, and one from each folder in it.
+        fs::metadata(&self.0).is_ok_and(|folder| folder.nlink() == 2)
     }
 
     /// Its folder.

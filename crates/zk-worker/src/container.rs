@@ -5,6 +5,7 @@
 //! and still has the task's folder in its environment. What did all of that at once, `setsid`, a double fork, and clearing
 //! its environment, is found when the worker dies or counts as lost: then everything below it is killed.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -22,17 +23,19 @@ pub(crate) struct Container {
     /// The task's folder, as every process of it has it in its environment.
     folder: OsString,
     cgroup: Option<Cgroup>,
+    /// All that was in it was killed at some time.
+    killed: Cell<bool>,
 }
 
 impl Container {
     pub(crate) fn new(leader: Pid, folder: &OsStr, cgroup: Option<Cgroup>) -> Self {
-        Container { leader, folder: folder.to_owned(), cgroup }
+        Container { leader, folder: folder.to_owned(), cgroup, killed: Cell::new(false) }
     }
 
     /// Sends a signal to each process of a command that has not been reaped.
     pub(crate) fn signal(&self, signal: Signal) {
         let (group, others) = match &self.cgroup {
-            Some(cgroup) if signal == Signal::KILL => return cgroup.kill(),
+            Some(_) if signal == Signal::KILL => return self.kill(),
             Some(cgroup) => (None, cgroup.processes()),
             None => (Some(self.leader), self.outside_of_the_group()),
         };
@@ -45,6 +48,7 @@ impl Container {
     /// Kills at once what can be killed at once, of a command that has not been reaped: for as long as it has not, no other
     /// group can get its number.
     pub(crate) fn kill(&self) {
+        self.killed.set(true);
         match &self.cgroup {
             Some(cgroup) => cgroup.kill(),
             None => _ = kill_process_group(self.leader, Signal::KILL),
@@ -60,7 +64,7 @@ impl Container {
     pub(crate) fn gone(&self, known: impl Fn(i32) -> bool) -> bool {
         if let Some(cgroup) = &self.cgroup {
             return !cgroup.populated() || {
-                cgroup.kill();
+                self.kill();
                 false
             };
         }
@@ -76,11 +80,14 @@ impl Container {
         gone
     }
 
-    /// Gives back what the system holds for it, once nothing of it is alive.
-    pub(crate) fn remove(&self) {
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.remove();
+    /// Hands over its group, once nothing of it is alive, for another task; gives it back to the system where that cannot be: a
+    /// group that was killed as a whole, some kernels kill again with whatever is born there.
+    pub(crate) fn clear(self) -> Option<Cgroup> {
+        let Container { cgroup, killed, .. } = self;
+        if killed.get() {
+            cgroup.iter().for_each(Cgroup::remove);
         }
+        cgroup.filter(|_| !killed.get())
     }
 
     fn outside_of_the_group(&self) -> Vec<i32> {

@@ -78,6 +78,10 @@ struct State {
     running: BTreeMap<i32, Container>,
     /// The command has ended and is reaped, what it had started is dying.
     ending: Vec<Ending>,
+    /// Control groups in which a task has ended by itself.
+    spare: Vec<Cgroup>,
+    /// How many control groups were made.
+    groups: u64,
     leash: Option<Session>,
     expired: bool,
     /// All that there was when the leash ran out is dead.
@@ -88,6 +92,8 @@ struct Ending {
     pid: Pid,
     status: ExitStatus,
     container: Container,
+    /// Nothing of it was alive before the command was reaped, so nothing is since.
+    gone: bool,
     since: Instant,
 }
 
@@ -108,6 +114,19 @@ impl State {
         }
     }
 
+    /// A control group in which nothing is: making and removing one costs a tenth of what a short task does.
+    fn group(&mut self, all: &Cgroup) -> io::Result<Cgroup> {
+        match self.spare.pop() {
+            Some(spare) if spare.is_bare() => Ok(spare),
+            spare => {
+                // A task has made groups in it, or somebody has removed it.
+                spare.iter().for_each(Cgroup::remove);
+                self.groups += 1;
+                all.child(&self.groups.to_string())
+            }
+        }
+    }
+
     /// Reaps a process that has ended. If it is the command of a task, the task is over, and whatever it had started is
     /// killed, before the command is reaped.
     fn reap(&mut self, pid: Pid) {
@@ -116,15 +135,14 @@ impl State {
         if !matches!(waitid(WaitId::Pid(pid), options), Ok(Some(_))) {
             return; // it was reaped since, by whoever could not start it
         }
-        if let Some(container) = self.running.get(&number)
-            && !container.is_empty()
-        {
+        let gone = self.running.get(&number).is_some_and(Container::is_empty);
+        if let Some(container) = self.running.get(&number).filter(|_| !gone) {
             container.kill();
         }
         let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) else { return };
         if let Some(container) = self.running.remove(&number) {
             let status = ExitStatus::from_raw(status.as_raw());
-            self.ending.push(Ending { pid, status, container, since: Instant::now() });
+            self.ending.push(Ending { pid, status, container, gone, since: Instant::now() });
         }
     }
 
@@ -132,7 +150,7 @@ impl State {
     fn ended(&mut self) -> Vec<Ending> {
         let State { running, ending, .. } = self;
         let over = |ending: &mut Ending| {
-            let gone = ending.container.gone(|pid| running.contains_key(&pid));
+            let gone = ending.gone || ending.container.gone(|pid| running.contains_key(&pid));
             let stubborn = !gone && ending.since.elapsed() >= STUBBORN;
             if stubborn {
                 log::warn!("processes of a task do not die, going on without them pid={}", ending.pid.as_raw_nonzero());
@@ -223,10 +241,10 @@ impl Processes {
     pub(crate) fn start(&self, mut spawn: Spawn, run_as: Option<&Identity>) -> Result<Pid, NotStarted> {
         let folder = spawn.command.get_envs().find(|(key, _)| *key == FOLDER).and_then(|(_, folder)| folder);
         let folder = folder.map_or_else(OsString::new, OsString::from);
-        let name = Path::new(&folder).file_name().unwrap_or_default().to_string_lossy();
         let cgroup = self.shared.cgroup.as_ref().and_then(|all| {
-            let made = all.child(&name);
-            made.inspect_err(|error| log::warn!("no control group for {name}, it runs without one: {error}")).ok()
+            let name = Path::new(&folder).file_name().unwrap_or_default().to_string_lossy();
+            let group = self.shared.lock().group(all);
+            group.inspect_err(|error| log::warn!("no control group for {name}, it runs without one: {error}")).ok()
         });
         // In this order: whoever becomes another user is not to die with its parent any more.
         if let Some(identity) = run_as {
@@ -273,8 +291,9 @@ fn reap(shared: &Shared, exited: &impl Fn(Exited)) {
         }
         let ended = shared.lock().ended();
         for Ending { pid, status, container, .. } in ended {
+            let group = container.clear();
+            shared.lock().spare.extend(group);
             exited(Exited { pid, code: status.code(), signal: status.signal() });
-            container.remove();
         }
     }
 }
