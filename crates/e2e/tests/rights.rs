@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{Bench, SECOND, kill_inner, well};
+use common::{Bench, SECOND, count, kill_inner, well};
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use e2e::{Authority, Daemon, Secure, Server, Setup, Signal, wait_for};
 use zk_session::{Config, DigestId, Error, Kind, Others, Session};
-use znode_paths::paths;
+use znode_paths::{WorkerName, paths};
 
 /// As ACLs name them (`DigestAuthenticationProvider daemons:secret`, `submitters:known`).
 const DAEMONS: &str = "daemons:vZMZHultCQxIYkEQ2mjs3upPnmA=";
@@ -54,10 +54,15 @@ impl Split {
 
     /// A session of this identity.
     fn session(&self, digest: Option<&str>, others: Option<Others>) -> Session {
-        let zk = self.bench.zk.parse().expect("the harness makes good connect strings");
-        let config = Config { digest: digest.map(str::to_owned), others, ..Config::new(zk, 10 * SECOND) };
-        Session::open(&config, 1, &(std::sync::Arc::new(|_| ()) as zk_session::Notify)).expect("a session")
+        session(&self.bench, digest, others)
     }
+}
+
+#[track_caller]
+fn session(bench: &Bench, digest: Option<&str>, others: Option<Others>) -> Session {
+    let zk = bench.zk.parse().expect("the harness makes good connect strings");
+    let config = Config { digest: digest.map(str::to_owned), others, ..Config::new(zk, 10 * SECOND) };
+    Session::open(&config, 1, &(std::sync::Arc::new(|_| ()) as zk_session::Notify)).expect("a session")
 }
 
 #[test]
@@ -222,4 +227,35 @@ fn a_secret_is_in_no_argument_no_log_and_no_task_and_a_task_cannot_read_its_work
     }
     assert!(master.stderr().contains("DEBUG"), "it says all that it can");
     assert!(!master.stderr().contains("not identified"), "it can see its own sockets: {}", master.stderr());
+}
+
+#[test]
+fn what_a_worker_may_not_read_holds_up_nothing_else() {
+    let bench = Bench::shared("barred");
+    let (tree, master) = (&bench.tree, bench.master("m:1").start());
+    master.wait_stderr("] primary fence=");
+    let stranger = session(&bench, Some("stranger:secret"), None);
+    let name: WorkerName = "w".parse().expect("it is a name");
+    // ZooKeeper tells nobody of what they may not read; a worker finds it when it lists what it has.
+    tree.create("/assign/w", "");
+    stranger.create("/assign/w/task-0000000099", b"", Kind::Persistent).expect("anybody may");
+    let worker = bench.worker("w").start();
+    worker.wait_stderr("cannot run task=task-0000000099, will look again: ");
+    let others_run = || _ = tree.expect(tree.submit("true"), "done");
+    others_run();
+
+    let long = tree.submit(&format!("{}; {}", bench.note("started", "x"), bench.gate("gate")));
+    bench.wait_lines("started", 1);
+    for path in [paths::assignment(&name, &long), paths::task(&long)] {
+        stranger.protect(&path).expect("anybody may");
+    }
+    // It looks again at all that it runs.
+    tree.delete("/workers/w");
+    tree.wait_worker("w");
+    others_run();
+    bench.open("gate");
+    worker.wait_stderr(&format!("dropped the result of task={long}, which has no status now: "));
+    others_run();
+    assert_eq!([count(&worker, "session lost"), count(&worker, "cannot go on")], [0, 0], "{}", worker.stderr());
+    well(&[&master, &worker]);
 }

@@ -93,7 +93,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Bulk {
-    /// Does something on the connection; nothing where there is none and none is worth it or can be had.
+    /// Does something on the connection; nothing where there is none and none is worth it or can be had, or somebody uses it.
     ///
     /// # Errors
     /// That of the work, with which the connection ends.
@@ -103,7 +103,7 @@ impl Bulk {
         items: usize,
         work: impl FnOnce(&mut Line) -> io::Result<T>,
     ) -> Option<io::Result<T>> {
-        let mut usage = lock(&self.usage);
+        let Ok(mut usage) = self.usage.try_lock() else { return None };
         usage.wanted = usage.wanted.saturating_add(items);
         let mut line = match usage.line.take().filter(Line::is_good) {
             Some(line) => line,
@@ -233,7 +233,7 @@ impl Line {
     fn read(&mut self, paths: &[String], mut answered: impl FnMut(usize, Answer)) -> io::Result<()> {
         let groups: Vec<&[String]> = paths.chunks(READS).collect();
         let body = |at: usize| jute::reads(groups[at]);
-        self.exchange(jute::MULTI_READ, groups.len(), body, |at, code, body| {
+        self.exchange(jute::MULTI_READ, groups.len(), body, &mut || {}, |at, code, body| {
             match code {
                 0 => {}
                 UNIMPLEMENTED => return Err(io::ErrorKind::Unsupported.into()),
@@ -248,7 +248,7 @@ impl Line {
     }
 
     /// Carries out transactions, several in one: for each the paths of what it made, or nothing where it was not carried out. None
-    /// is where there is no znode at the path `lease`.
+    /// is where there is no znode at the path `lease`. Calls `meanwhile` when they are on their way.
     ///
     /// # Errors
     /// The connection broke, or something came that is not ZooKeeper's: what was carried out is not known.
@@ -256,14 +256,15 @@ impl Line {
         &mut self,
         lease: Option<&str>,
         transactions: &[Operations],
+        meanwhile: &mut dyn FnMut(),
     ) -> io::Result<Vec<Option<Vec<String>>>> {
         let mut made = vec![None; transactions.len()];
         let groups = group(transactions);
-        self.commit_groups(lease, transactions, &groups, &mut made)?;
+        self.commit_groups(lease, transactions, &groups, meanwhile, &mut made)?;
         // One that is not to be had stands in the way of all that were put together with it.
         let together = groups.into_iter().filter(|group| group.len() > 1).flatten();
         let alone: Vec<Vec<usize>> = together.filter(|at| made[*at].is_none()).map(|at| vec![at]).collect();
-        self.commit_groups(lease, transactions, &alone, &mut made)?;
+        self.commit_groups(lease, transactions, &alone, meanwhile, &mut made)?;
         Ok(made)
     }
 
@@ -272,6 +273,7 @@ impl Line {
         lease: Option<&str>,
         transactions: &[Operations],
         groups: &[Vec<usize>],
+        meanwhile: &mut dyn FnMut(),
         made: &mut [Option<Vec<String>>],
     ) -> io::Result<()> {
         let body = |at: usize| {
@@ -280,7 +282,7 @@ impl Line {
             groups[at].iter().for_each(|index| all.append(&transactions[*index]));
             all.body()
         };
-        self.exchange(jute::MULTI, groups.len(), body, |at, code, body| {
+        self.exchange(jute::MULTI, groups.len(), body, meanwhile, |at, code, body| {
             let results = if code == 0 { jute::carried_out(body)? } else { None };
             let Some(results) = results else { return Ok(()) };
             let mut results = results.into_iter().skip(usize::from(lease.is_some()));
@@ -292,12 +294,14 @@ impl Line {
         })
     }
 
-    /// Sends requests of one kind, so many at a time, and takes the answers: an error code, and what follows if that is 0.
+    /// Sends requests of one kind, so many at a time, and takes the answers: an error code, and what follows if that is 0. Calls
+    /// `meanwhile` each time some are on their way.
     fn exchange(
         &mut self,
         opcode: i32,
         count: usize,
         body: impl Fn(usize) -> Vec<u8>,
+        meanwhile: &mut dyn FnMut(),
         mut answered: impl FnMut(usize, i32, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let first = self.xid + 1;
@@ -314,6 +318,7 @@ impl Line {
                 let requests: Vec<Vec<u8>> = (sent..until).map(request).collect::<io::Result<_>>()?;
                 self.connection.send_all(&requests)?;
                 (sent, self.xid) = (until, number(until - 1)?);
+                meanwhile();
             }
             let reply = self.connection.receive(LARGEST)?;
             let (xid, code, body) = jute::header(&reply)?;

@@ -58,7 +58,7 @@ pub use error::{Error, OpenError, Reason};
 pub use following::Following;
 pub use opening::{Opening, end_session, open_in_background};
 pub use parallel::in_parallel;
-pub use session::{Change, Event, Kind, MAX_REQUEST, Notify, Read, Session, Stat, Write};
+pub use session::{Change, Committed, Event, Kind, MAX_REQUEST, Notify, Read, Session, Stat, Write};
 pub use tls::{Tls, TlsError};
 
 #[cfg(panic = "abort")]

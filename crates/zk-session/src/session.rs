@@ -87,6 +87,9 @@ pub enum Kind {
 /// What came of reading a znode: nothing where there is none.
 pub type Read = Result<Option<(Vec<u8>, Stat)>, Error>;
 
+/// What came of transactions ([`Session::commit_each`]): for each that was carried out the paths of what it made.
+pub type Committed = Result<Vec<Option<Vec<String>>>, Error>;
+
 /// A write, as part of a transaction ([`Session::commit_each`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
@@ -748,13 +751,29 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Lost`]: any of them may or may not have been carried out.
-    pub fn commit_each(&self, transactions: &[Vec<Write>]) -> Result<Vec<Option<Vec<String>>>, Error> {
+    pub fn commit_each(&self, transactions: &[Vec<Write>]) -> Committed {
+        self.commit_each_while(transactions, || {}).0
+    }
+
+    /// As [`Session::commit_each`], and does something else meanwhile: once, in any case, also where they cannot be committed.
+    ///
+    /// # Errors
+    /// As [`Session::commit_each`].
+    pub fn commit_each_while<T>(&self, transactions: &[Vec<Write>], meanwhile: impl FnOnce() -> T) -> (Committed, T) {
+        let (mut meanwhile, mut done) = (Some(meanwhile), None);
+        let mut once = || done = meanwhile.take().map(|work| work()).or_else(|| done.take());
+        let committed = self.commit_and(transactions, &mut once);
+        once();
+        (committed, done.expect("it was called at least once"))
+    }
+
+    fn commit_and(&self, transactions: &[Vec<Write>], meanwhile: &mut dyn FnMut()) -> Committed {
         let control = &self.0.control;
         let count = transactions.iter().map(Vec::len).sum();
         let committed = self.way().filter(|_| count > 0).and_then(|way| {
             control.bulk.with(&way, count, |line| {
                 let operations: Vec<Operations> = transactions.iter().map(|writes| self.operations(writes)).collect();
-                line.commit(self.with_own(|own| own.path.clone()).as_deref(), &operations)
+                line.commit(self.with_own(|own| own.path.clone()).as_deref(), &operations, meanwhile)
             })
         });
         match committed {

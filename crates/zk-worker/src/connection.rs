@@ -23,6 +23,9 @@ use crate::{Leaving, Life};
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long an assignment that may not be read is left alone: until somebody may have changed an ACL.
+const BARRED: Duration = Duration::from_secs(30);
+
 /// What runs for so long is watched, in case somebody wants it stopped: most tasks have ended before that could be done.
 const WATCHED_FROM: Duration = Duration::from_millis(50);
 
@@ -48,11 +51,13 @@ pub(crate) struct Connection {
     stale: BTreeSet<TaskName>,
     /// Assignments that are decided as long as nothing happens to their znodes.
     settled: BTreeSet<TaskName>,
+    /// Assignments of which something may not be read or written, and when that is tried again: of another ACL nobody is told.
+    barred: BTreeMap<TaskName, Instant>,
     /// Assignments for which there is no room yet, in the order of service: higher priority first, then the lower number.
     waiting: BTreeSet<(Reverse<i64>, TaskName)>,
     /// What was started without a watch on what is below its task, and when that is set.
     unwatched: BTreeMap<TaskName, Instant>,
-    /// Results were kept on an earlier session.
+    /// There may be results to be written, on this session or from an earlier one.
     unwritten: bool,
     leave_at: Option<Instant>,
 }
@@ -79,6 +84,7 @@ impl Connection {
             desk_stale: true,
             stale: BTreeSet::new(),
             settled: BTreeSet::new(),
+            barred: BTreeMap::new(),
             waiting: BTreeSet::new(),
             unwatched: BTreeMap::new(),
             unwritten: true,
@@ -105,7 +111,9 @@ impl Connection {
     }
 
     pub(crate) fn wake(&self) -> Option<Instant> {
-        self.unwatched.values().copied().chain(self.leave_at).min()
+        // Nothing is looked at before.
+        let barred = self.barred.values().filter(|_| self.registration == Registration::Registered);
+        self.unwatched.values().chain(barred).copied().chain(self.leave_at).min()
     }
 
     /// Whether something waits here for a slot.
@@ -166,16 +174,16 @@ impl Connection {
             self.session.write(&paths::worker(&life.config.name), &registration(life).encode(), None)?;
             self.told = true;
         }
+        self.desk_stale |= self.barred.values().any(|at| *at <= Instant::now());
         loop {
-            // First what can start now: that is not to wait until the disks of the ensemble have what has ended.
             let look = self.registration == Registration::Registered && std::mem::take(&mut self.desk_stale);
-            let looked = if look { self.look_at_desk(life, jobs) } else { Ok(()) };
-            // A command that could not be started has ended at once.
+            let looked = if look { self.look_at_desk(life, jobs) } else { Ok(Vec::new()) };
+            let (found, looked) = looked.map_or_else(|error| (Vec::new(), Err(error)), |found| (found, Ok(())));
             if std::mem::take(&mut self.unwritten) || look {
-                self.write_results(life, jobs)?;
+                self.write_results(found, life, jobs)?;
             }
             looked?;
-            if self.registration != Registration::Registered || !self.desk_stale {
+            if self.registration != Registration::Registered || !(self.desk_stale || self.unwritten) {
                 break;
             }
         }
@@ -299,18 +307,19 @@ impl Connection {
         crate::Error::NameTaken { name: life.config.name.clone(), holder }
     }
 
-    /// Reads what is assigned, and does what follows.
-    fn look_at_desk(&mut self, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+    /// Looks at what is assigned, and does what follows for what runs. Returns what is to be decided about now.
+    fn look_at_desk(&mut self, life: &Life, jobs: &mut Jobs) -> Result<Vec<Found>, Error> {
         let path = paths::assignments(&life.config.name);
         if self.desk.is_none() || !self.follows {
             let Some(names) = self.session.children(&path, !self.follows)? else {
                 self.registration = Registration::Stale;
-                return Ok(());
+                return Ok(Vec::new());
             };
             self.desk = Some(names.iter().filter_map(|name| name.parse().ok()).collect());
         }
         let assigned = self.desk.clone().unwrap_or_default();
         self.settled.retain(|task| assigned.contains(task));
+        self.barred.retain(|task, _| assigned.contains(task));
         jobs.assigned(&assigned);
         // What has ended is looked at again when that is written.
         let ended = |name: &TaskName| jobs.get(name).is_some_and(|job| matches!(job.stage, Stage::Ended(_)));
@@ -325,38 +334,53 @@ impl Connection {
             .collect();
         for (task, fence, czxid) in running {
             let path = paths::assignment(&life.config.name, &task);
-            let assignment = self.read_assignment(life, task)?.filter(|(_, stat)| stat.czxid == fence);
-            let ours = assignment.is_some();
-            if let Some((data, stat)) = assignment
+            let read = if_allowed(self.session.read(&path, !self.follows))?;
+            let ours = read.as_ref().is_none_or(|read| read.as_ref().is_some_and(|(_, stat)| stat.czxid == fence));
+            if let Some((data, stat)) = read.flatten().filter(|_| ours)
                 && let Some(answer) = too_late(Assignment::decode(&data))
             {
-                done_already(self.session.write(&path, &answer.encode(), Some(stat.version)).map(drop))?;
+                if_allowed(done_already(self.session.write(&path, &answer.encode(), Some(stat.version)).map(drop)))?;
             }
-            let facts = self.read_task(task, life)?.map(|(facts, _)| facts);
-            if let Some(why) = oversee(facts.as_ref(), czxid, ours) {
+            if let Some(read) = if_allowed(self.read_task(task, life))?
+                && let Some(why) = oversee(read.map(|(facts, _)| facts).as_ref(), czxid, ours)
+            {
                 jobs.stop(&task, why, life);
             }
         }
         let leaving = life.leaving > Leaving::No;
         self.waiting.retain(|(_, task)| assigned.contains(task) && !stale.contains(task) && !leaving);
         let waits: BTreeSet<TaskName> = self.waiting.iter().map(|(_, task)| *task).collect();
-        let known = |task: &TaskName| jobs.get(task).is_some() || self.settled.contains(task) || waits.contains(task);
+        let now = Instant::now();
+        let barred = |task: &TaskName| self.barred.get(task).is_some_and(|at| *at > now);
+        let known = |task: &TaskName| {
+            jobs.get(task).is_some() || self.settled.contains(task) || waits.contains(task) || barred(task)
+        };
         let new: Vec<TaskName> = assigned.into_iter().filter(|task| !known(task)).collect();
         // Where not all of them can start, it is looked first which of them are to start first.
-        let next = match waits.len() + new.len() <= jobs.free(life) {
+        let free = jobs.free(life);
+        let mut next = match waits.len() + new.len() <= free {
             true => new,
             false => self.line_up(new, life)?,
         };
-        self.consider(next, life, jobs)?;
-        while jobs.free(life) > 0 && !self.waiting.is_empty() {
-            let next = (0..jobs.free(life)).map_while(|_| self.waiting.pop_first()).map(|(_, task)| task).collect();
-            self.consider(next, life, jobs)?;
-        }
-        Ok(())
+        let room = free.saturating_sub(next.len());
+        next.extend((0..room).map_while(|_| self.waiting.pop_first()).map(|(_, task)| task));
+        self.find(next, life, jobs)
     }
 
-    fn read_assignment(&self, life: &Life, task: TaskName) -> Result<Option<(Vec<u8>, Stat)>, Error> {
-        self.session.read(&paths::assignment(&life.config.name, &task), !self.follows)
+    /// An assignment of which something may not be read or written is left alone for some time; that is said once.
+    fn permitted<T>(&mut self, name: TaskName, done: Result<T, Error>) -> Result<Option<T>, Error> {
+        match done {
+            Err(error @ Error::NotAllowed(_)) => {
+                if self.barred.insert(name, Instant::now() + BARRED).is_none() {
+                    log::warn!("cannot run task={name}, will look again: {error}");
+                }
+                Ok(None)
+            }
+            done => {
+                self.barred.remove(&name);
+                done.map(Some)
+            }
+        }
     }
 
     /// Reads groups of znodes, each after the one before it; with watches where there is none on all of the desk.
@@ -373,7 +397,7 @@ impl Connection {
         let mut others = Vec::new();
         let [read] = self.read(&[new.iter().map(|task| paths::assignment(&life.config.name, task)).collect()]);
         for (task, read) in new.into_iter().zip(read) {
-            let Some((data, _)) = read? else { continue };
+            let Some(Some((data, _))) = self.permitted(task, read)? else { continue };
             match Assignment::decode(&data).meta.filter(|meta| only_waits(meta, life)) {
                 Some(meta) => _ = self.waiting.insert((Reverse(meta.priority), task)),
                 None => others.push(task),
@@ -382,24 +406,46 @@ impl Connection {
         Ok(others)
     }
 
-    /// Reads assignments, the tasks, and then `/epoch`, at the server of this session and not from memory, and does what follows.
-    fn consider(&mut self, names: Vec<TaskName>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+    /// Reads assignments, the tasks, and then `/epoch`, at the server of this session and not from memory. Leaves out what was started
+    /// already.
+    fn find(&mut self, names: Vec<TaskName>, life: &Life, jobs: &Jobs) -> Result<Vec<Found>, Error> {
+        let mut all = Vec::new();
         if names.is_empty() {
-            return Ok(());
+            return Ok(all);
         }
         let assignments = names.iter().map(|name| paths::assignment(&life.config.name, name)).collect();
         let tasks = names.iter().map(paths::task).collect();
         let [assignments, tasks, mut epoch] = self.read(&[assignments, tasks, vec![paths::EPOCH.to_owned()]]);
         let epoch = epoch.remove(0)?.and_then(|(data, _)| decode_epoch(&data));
         for ((name, assignment), task) in names.into_iter().zip(assignments).zip(tasks) {
-            let (Some((data, stat)), task) = (assignment?, self.facts_to_start(name, task?, life)?) else { continue };
-            if jobs.was_started(&name, stat.czxid) {
-                self.settled.insert(name);
-                continue;
+            let read = assignment.and_then(|assignment| {
+                let task = self.facts_to_start(name, task?, life)?;
+                Ok(assignment.map(|(data, stat)| Found {
+                    name,
+                    assignment: Assignment::decode(&data),
+                    stat,
+                    epoch,
+                    task,
+                }))
+            });
+            let Some(Some(found)) = self.permitted(name, read)? else { continue };
+            match jobs.was_started(&name, found.stat.czxid) {
+                true => _ = self.settled.insert(name),
+                false => all.push(found),
             }
-            let found = Found { name, assignment: Assignment::decode(&data), stat, epoch };
-            self.decide(found, task, life, jobs)?;
         }
+        Ok(all)
+    }
+
+    /// Does what follows for each assignment.
+    fn decide_each(&mut self, found: Vec<Found>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+        for found in found {
+            let name = found.name;
+            let decided = self.decide(found, life, jobs);
+            self.permitted(name, decided)?;
+        }
+        // Some of them needed no slot.
+        self.desk_stale |= jobs.free(life) > 0 && !self.waiting.is_empty();
         Ok(())
     }
 
@@ -412,7 +458,11 @@ impl Connection {
         let below = in_parallel(&lasting, |name| self.session.children(&paths::task(name), true));
         let is_news = |child: &String| matches!(task_child(child), Some(TaskChild::Status | TaskChild::Cancel));
         for (name, below) in lasting.into_iter().zip(below) {
-            if below?.is_none_or(|below| below.iter().any(is_news)) {
+            if let Err(error @ Error::NotAllowed(_)) = &below {
+                log::warn!("cannot look at task={name} while it runs, nobody can stop it: {error}");
+            }
+            let Some(below) = if_allowed(below)? else { continue };
+            if below.is_none_or(|below| below.iter().any(is_news)) {
                 self.stale.insert(name);
                 self.desk_stale = true;
             }
@@ -421,8 +471,8 @@ impl Connection {
     }
 
     /// Does what follows for one assignment.
-    fn decide(&mut self, found: Found, task: Option<Facts>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
-        let Found { name, assignment, stat, epoch } = found;
+    fn decide(&mut self, found: Found, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+        let Found { name, assignment, stat, epoch, task } = found;
         let path = paths::assignment(&life.config.name, &name);
         let (facts, task) = task.unzip();
         let (czxid, failures) = facts.as_ref().map_or((0, 0), |facts: &TaskFacts| (facts.czxid, facts.failures));
@@ -438,6 +488,8 @@ impl Connection {
                     let again = retries_left(&task, failures);
                     jobs.start(&Start { name, task: &task, czxid, fence: stat.czxid, attempt, again }, life);
                     self.unwatched.insert(name, Instant::now() + WATCHED_FROM);
+                    // A command that could not be started has ended at once.
+                    self.unwritten |= jobs.get(&name).is_some_and(|job| matches!(job.stage, Stage::Ended(_)));
                 }
             }
             Verdict::Leave(why) => {
@@ -516,29 +568,40 @@ impl Connection {
         Ok(Some((facts, task)))
     }
 
-    /// Writes what came of the commands that have ended.
-    fn write_results(&mut self, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
+    /// Writes what came of the commands that have ended. Whether there is something to be written or not, does what follows for the
+    /// assignments: what can start does not wait until the disks of the ensemble have what has ended.
+    fn write_results(&mut self, found: Vec<Found>, life: &Life, jobs: &mut Jobs) -> Result<(), Error> {
         let ended: Vec<TaskName> =
             jobs.iter().filter(|(_, job)| matches!(job.stage, Stage::Ended(_))).map(|(name, _)| *name).collect();
         for name in &ended {
             // Something happened to it that was not looked at yet.
-            if self.stale.contains(name) && self.read_task(*name, life)?.is_some_and(|(facts, _)| facts.cancel) {
+            if self.stale.contains(name)
+                && let Some(Some((TaskFacts { cancel: true, .. }, _))) = if_allowed(self.read_task(*name, life))?
+            {
                 jobs.cancel_ended(name);
             }
         }
-        let results: Vec<Ended<'_>> =
-            ended.iter().filter_map(|name| Some((*name, jobs.get(name)?, jobs.written(name, life)))).collect();
-        let committed = self.commit_statuses(&results, life)?;
-        let results: Vec<(&Ended<'_>, bool)> = results.iter().zip(committed).collect();
-        let reported = in_parallel(&results, |((name, job, written), committed)| match committed {
-            true => Ok(()),
-            false => self.report(*name, job, written.as_ref(), life),
-        });
-        let undisturbed = |name: &TaskName, job: &Job| {
+        let written: Vec<(TaskName, Option<Written>)> =
+            ended.into_iter().map(|name| (name, jobs.written(&name, life))).collect();
+        let statuses = self.statuses(&written, life, jobs);
+        let session = self.session.clone();
+        let (committed, begun) = session.commit_each_while(&statuses, || self.decide_each(found, life, jobs));
+        let ended = |((name, written), made): ((TaskName, _), Option<Vec<String>>)| {
+            // Where nothing was made, nothing was asked to be made, or it was not to be had.
+            let committed = made.is_some_and(|made| !made.is_empty());
+            Some(Ended { name, job: jobs.get(&name)?, written, committed })
+        };
+        let (done, others): (Vec<Ended<'_>>, Vec<Ended<'_>>) =
+            written.into_iter().zip(committed?).filter_map(ended).partition(|ended| ended.committed);
+        done.iter().for_each(Ended::say_reported);
+        let mut reported: Vec<Result<(), Error>> = done.iter().map(|_| Ok(())).collect();
+        reported.extend(in_parallel(&others, |ended| self.report(ended, life)));
+        let undisturbed = |Ended { name, job, .. }: &Ended<'_>| {
             job.instance == life.instance && job.ended_by_itself() && !self.stale.contains(name)
         };
-        let undisturbed: Vec<bool> = results.iter().map(|((name, job, _), _)| undisturbed(name, job)).collect();
-        for ((name, reported), undisturbed) in ended.into_iter().zip(reported).zip(undisturbed) {
+        let results: Vec<(TaskName, bool)> =
+            done.iter().chain(&others).map(|ended| (ended.name, undisturbed(ended))).collect();
+        for ((name, undisturbed), reported) in results.into_iter().zip(reported) {
             reported?;
             jobs.remove(&name);
             self.unwatched.remove(&name);
@@ -548,36 +611,28 @@ impl Connection {
                 self.settled.insert(name);
             }
         }
-        Ok(())
+        begun
     }
 
-    /// Writes statuses that count whatever else there is, as far as none is there yet, with as few requests as there can be. Says
-    /// of each result whether that was done.
-    fn commit_statuses(&self, results: &[Ended<'_>], life: &Life) -> Result<Vec<bool>, Error> {
-        if self.session.id().is_none() {
-            // Without a node of its own there would be no fence.
-            return Ok(vec![false; results.len()]);
-        }
-        let status = |(name, job, written): &Ended<'_>| match written {
-            Some(Written::Status(status)) if job.instance == life.instance => {
+    /// The statuses that count whatever else there is, as far as none is there yet.
+    fn statuses(&self, written: &[(TaskName, Option<Written>)], life: &Life, jobs: &Jobs) -> Vec<Vec<Write>> {
+        // Without a node of the session's own there would be no fence.
+        let fenced = self.session.id().is_some();
+        let ours = |name: &TaskName| fenced && jobs.get(name).is_some_and(|job| job.instance == life.instance);
+        let status = |(name, written): &(TaskName, Option<Written>)| match written {
+            Some(Written::Status(status)) if ours(name) => {
                 let (path, data) = (paths::status(name), status.encode());
                 vec![Write::Create { path, data, sequential: false }]
             }
             _ => Vec::new(),
         };
-        let committed = self.session.commit_each(&results.iter().map(status).collect::<Vec<_>>())?;
-        let said = |((name, _, written), made): (&Ended<'_>, Option<Vec<String>>)| match (written, made) {
-            (Some(Written::Status(status)), Some(made)) if !made.is_empty() => {
-                log::info!("reported task={name} status={}", status.outcome.word());
-                true
-            }
-            _ => false,
-        };
-        Ok(results.iter().zip(committed).map(said).collect())
+        written.iter().map(status).collect()
     }
 
     /// Writes what came of a command, if that still counts.
-    fn report(&self, name: TaskName, job: &Job, written: Option<&Written>, life: &Life) -> Result<(), Error> {
+    fn report(&self, ended: &Ended<'_>, life: &Life) -> Result<(), Error> {
+        let Ended { name, job, written, .. } = ended;
+        let name = *name;
         let assignment = paths::assignment(&life.config.name, &name);
         let there = || Ok(self.session.stat(&assignment, false)?.map(|stat| stat.czxid));
         if !counts(job.instance, life.instance, job.fence, there)? {
@@ -585,27 +640,29 @@ impl Connection {
             return Ok(());
         }
         if let Some(written) = written {
-            self.write_result(name, job.attempt, job.fence, written)?;
+            self.write_result(ended, written)?;
         }
         if let Some(Written::Record(Attempt { kind: Some(AttemptKind::Failed), .. })) = written {
-            self.give_back(name, job.fence, life)?;
+            // Where that is not allowed, it is an assignment whose attempt is recorded.
+            if_allowed(self.give_back(name, job.fence, life))?;
         }
         Ok(())
     }
 
-    fn write_result(&self, name: TaskName, attempt: u32, fence: i64, written: &Written) -> Result<(), Error> {
+    fn write_result(&self, ended: &Ended<'_>, written: &Written) -> Result<(), Error> {
+        let Ended { name, job: Job { attempt, fence, .. }, .. } = ended;
         let (path, data) = match written {
-            Written::Status(status) => (paths::status(&name), status.encode()),
-            Written::Record(record) => (paths::attempt(&name, attempt), record.encode()),
+            Written::Status(status) => (paths::status(name), status.encode()),
+            Written::Record(record) => (paths::attempt(name, *attempt), record.encode()),
         };
         match (self.session.create(&path, &data, Kind::Persistent), written) {
-            (Ok(_), Written::Status(status)) => log::info!("reported task={name} status={}", status.outcome.word()),
+            (Ok(_), Written::Status(_)) => ended.say_reported(),
             (Ok(_), Written::Record(record)) => log::info!("recorded a {} task={name} attempt={attempt}", kind(record)),
             (Err(Error::NodeExists(_)), Written::Record(_)) => {}
             (Err(Error::NodeExists(_)), Written::Status(_)) => {
                 // Ours, if the answer to an earlier try was lost.
                 let there = self.session.read(&path, false)?.map(|(data, _)| Status::decode(&data));
-                let ours = there.as_ref().and_then(|status| status.meta.as_ref()?.fence) == Some(fence);
+                let ours = there.as_ref().and_then(|status| status.meta.as_ref()?.fence) == Some(*fence);
                 if !ours {
                     let word = there.map(|status| status.outcome.word().to_owned()).unwrap_or_default();
                     log::warn!("dropped the result of task={name}: its status is {word:?} already");
@@ -656,19 +713,41 @@ impl Connection {
     }
 }
 
-/// An assignment as it was read, and after it `/epoch`.
+/// An assignment as it was read, and after it the task and `/epoch`.
 struct Found {
     name: TaskName,
     assignment: Assignment,
     stat: Stat,
     epoch: Option<i64>,
+    task: Option<Facts>,
 }
 
 /// What a task says and what is below it; the task is missing where nobody may run it.
 type Facts = (TaskFacts, Option<Task>);
 
-/// A command that has ended, and what is to be written about it.
-type Ended<'a> = (TaskName, &'a Job, Option<Written>);
+/// A command that has ended, what is to be written about it, and whether that is done.
+struct Ended<'a> {
+    name: TaskName,
+    job: &'a Job,
+    written: Option<Written>,
+    committed: bool,
+}
+
+impl Ended<'_> {
+    fn say_reported(&self) {
+        if let Some(Written::Status(status)) = &self.written {
+            log::info!("reported task={} status={}", self.name, status.outcome.word());
+        }
+    }
+}
+
+/// What may not be done is not done; what runs goes on.
+fn if_allowed<T>(done: Result<T, Error>) -> Result<Option<T>, Error> {
+    match done {
+        Err(Error::NotAllowed(_)) => Ok(None),
+        done => done.map(Some),
+    }
+}
 
 /// Whether there is nothing to be considered but when it is its turn, as far as the assignment says.
 fn only_waits(meta: &AssignmentMeta, life: &Life) -> bool {

@@ -62,6 +62,34 @@ fn a_transaction_is_carried_out_as_a_whole_or_not_at_all_and_no_other_is_held_up
 }
 
 #[test]
+fn what_is_done_while_transactions_are_on_their_way_is_done_once_and_before_they_are_answered() {
+    let mut server = Server::start();
+    let (session, _mailbox) = open(&server.chroot("meanwhile"), SECOND * 40);
+    session.ensure("/there").unwrap();
+    session.own("/own", b"").unwrap();
+    let transactions = [vec![create("/a")], vec![create("/there")]];
+    let mut calls = 0;
+    // There is no second connection yet.
+    assert_eq!(session.commit_each_while(&transactions, || calls += 1), (Ok(vec![None, None]), ()));
+    make_busy(&session);
+    // Nothing is answered until this is done. One that stands in the way of the other is tried alone: that is a second round.
+    server.pause();
+    let (made, ()) = session.commit_each_while(&transactions, || {
+        server.resume();
+        calls += 1;
+    });
+    assert_eq!(made, Ok(vec![Some(vec!["/a".to_owned()]), None]));
+    // What is asked meanwhile goes over the session itself.
+    let paths = vec!["/a".to_owned(); 100];
+    let (made, read) = session.commit_each_while(&[vec![create("/b")]], || {
+        calls += 1;
+        session.read_each(&paths, |read| read.is_some())
+    });
+    assert_eq!((made, read), (Ok(vec![Some(vec!["/b".to_owned()])]), vec![Ok(true); 100]));
+    assert_eq!(calls, 3);
+}
+
+#[test]
 fn what_few_requests_can_do_needs_no_second_connection_and_one_that_is_not_used_is_closed() {
     let server = Server::start();
     // The question is one as well.
