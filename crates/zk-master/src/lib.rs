@@ -51,7 +51,7 @@ use election::Standing;
 use metrics::Metrics;
 use overview::{Cluster, Overview};
 use plan::{Retention, plan};
-use reading::Reading;
+use reading::{Haste, Reading};
 use serve::Lookout;
 
 /// What a master needs to know.
@@ -191,7 +191,7 @@ fn serve(config: Config, guard: Line) -> Result<(), Error> {
                 Some(until) => rx.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
             };
         }
-        if news {
+        if news && !state.puts_off() {
             state = master.go_on(state);
         }
     }
@@ -234,6 +234,20 @@ impl State {
             State::Reigning { rest, .. } => rest.gather,
             _ => None,
         }
+    }
+
+    /// Whether nobody waits for what is new: that is done with whatever comes next, or a moment later.
+    fn puts_off(&mut self) -> bool {
+        let State::Reigning { reading, rest, .. } = self else { return false };
+        let now = Instant::now();
+        if rest.wake.is_some_and(|at| at <= now) {
+            return false;
+        }
+        let haste = reading.haste();
+        if haste == Haste::Soon {
+            rest.wake = Some(rest.wake.map_or(now + GATHER, |at| at.min(now + GATHER)));
+        }
+        haste != Haste::Now
     }
 
     fn session(&self) -> Option<&Session> {
@@ -402,7 +416,7 @@ impl Master {
         if std::mem::take(&mut reading.stale.reign) && !election::reigns(session, reading.view.fence)? {
             return Ok(Pass::Deposed);
         }
-        if self.submitters() && std::mem::take(&mut reading.stale.requests) {
+        if std::mem::take(&mut reading.stale.requests) && self.submitters() {
             requests::pass_on(session)?.into_iter().for_each(|task| reading.wrote_task(task));
         }
         reading.refresh(session)?;
@@ -413,8 +427,8 @@ impl Master {
             let in_ms = plan.look_again_ms.map(|at| u64::try_from(at - reading.view.now_ms).unwrap_or(0));
             in_ms.map(|in_ms| Duration::from_millis(in_ms.max(10)))
         } else if execute::execute(session, &plan, reading, &self.metrics)? || reading.is_behind() {
-            // What was written is read again at once; in between the mailbox is looked at.
-            Some(if supplied { GATHER } else { Duration::ZERO })
+            // There may be something else to be done now; in between the mailbox is looked at.
+            Some(if reading.is_behind() { Duration::ZERO } else { GATHER })
         } else {
             Some(FRUITLESS)
         };

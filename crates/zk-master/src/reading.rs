@@ -44,6 +44,17 @@ const NO_NAME: &str = "its name is not of this protocol";
 /// How long a write that was refused is left alone: until somebody may have changed an ACL.
 const REFUSED_MS: i64 = 30_000;
 
+/// How soon what is stale is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Haste {
+    /// Somebody may wait for it.
+    Now,
+    /// Nobody does.
+    Soon,
+    /// Nothing is stale.
+    No,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Stale {
     /// `/master` or `/epoch`.
@@ -80,6 +91,20 @@ impl Reading {
     /// Whether some tasks are not read yet.
     pub(crate) fn is_behind(&self) -> bool {
         !self.view.unread.is_empty()
+    }
+
+    /// How soon what is stale is to be read. When all that is unfinished has ended, nobody waits for the slots.
+    pub(crate) fn haste(&self) -> Haste {
+        let Stale { reign, census, assign, tasks, requests, registrations, desks, assignments, task, rewritten, ended } =
+            &self.stale;
+        let other = *reign || *census || *assign || *tasks || *requests;
+        let others = registrations.len() + desks.len() + assignments.len() + task.len() + rewritten.len();
+        match ended.len() {
+            _ if other || others > 0 => Haste::Now,
+            0 => Haste::No,
+            ends if ends >= self.view.tasks.unfinished() => Haste::Soon,
+            _ => Haste::Now,
+        }
     }
 
     /// ZooKeeper does not let us take this step.
@@ -680,5 +705,47 @@ impl Head {
         let Head { czxid, submit, meta, submitted_ms, .. } = self;
         let stage = Stage::Open(Box::new(Open { meta, cancel, attempts, submitted_ms }));
         Known { czxid, submit, stage }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A primary that has read what there is: these tasks, the first of them assigned to `w`.
+    fn reading(tasks: u32) -> Reading {
+        let mut view = View::default();
+        for number in 0..tasks {
+            let open = Open { meta: Ok(None), cancel: false, attempts: BTreeMap::new(), submitted_ms: 0 };
+            let known = Known { czxid: 1, submit: None, stage: Stage::Open(Box::new(open)) };
+            view.tasks.insert(TaskName::from_number(number), known);
+        }
+        let desk =
+            Desk { tasks: BTreeMap::from([(TaskName::from_number(0), Assignment::default())]), ..Desk::default() };
+        view.assign.insert("w".parse().unwrap(), desk);
+        Reading { view, below: true, ..Reading::default() }
+    }
+
+    fn haste(tasks: u32, hints: &[(&str, Change)]) -> Haste {
+        let mut reading = reading(tasks);
+        hints.iter().for_each(|(path, change)| reading.hint(path, *change));
+        reading.haste()
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_put_off_and_what_the_primary_did_itself_is_no_news() {
+        let ended = ("/tasks/task-0000000000/status", Change::Created);
+        let submitted = ("/tasks/task-0000000001", Change::Created);
+        let (made, deleted) = (Change::Created, Change::Deleted);
+        assert_eq!(haste(1, &[]), Haste::No);
+        assert_eq!(haste(1, &[("/assign/w/task-0000000000", made)]), Haste::No);
+        assert_eq!(haste(1, &[("/assign/w/task-0000000007", deleted)]), Haste::No);
+        assert_eq!(haste(1, &[ended]), Haste::Soon, "the only one there is");
+        assert_eq!(haste(2, &[ended]), Haste::Now, "another one may wait for the slot");
+        assert_eq!(haste(1, &[ended, submitted]), Haste::Now);
+        for other in ["/tasks/task-0000000000/cancel", "/workers/w", "/master", "/assign/x", "/live", "/requests"] {
+            assert_eq!(haste(1, &[ended, (other, made)]), Haste::Now, "{other}");
+        }
+        assert_eq!(haste(1, &[ended, ("/assign/w/task-0000000000", deleted)]), Haste::Now, "by another hand");
     }
 }

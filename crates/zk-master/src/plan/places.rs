@@ -30,8 +30,11 @@ pub const QUICK_MS: i64 = 1000;
 /// A worker gets as many tasks ahead as it has slots, but no more than this: enough for tasks of a few milliseconds.
 const MOST_AHEAD: u32 = 16;
 
-/// With so many tasks ahead a worker does not notice that the primary pauses for a moment.
-const ENOUGH_AHEAD: usize = 2;
+/// With so many tasks ahead a worker does not notice that the primary pauses for a moment: half of what it gets, but no fewer than
+/// two.
+fn enough(worker: &Worker) -> usize {
+    (ahead(worker) / 2).max(2)
+}
 
 /// How many tasks may wait at a worker before one is served.
 fn ahead(worker: &Worker) -> usize {
@@ -99,7 +102,7 @@ impl<'a> Places<'a> {
     /// Whether all that take something new have enough ahead.
     pub(super) fn are_supplied(&self) -> bool {
         let mut open = self.0.values().filter(|place| place.open).peekable();
-        open.peek().is_some() && open.all(|place| place.free == 0 && place.waiting.len() >= ENOUGH_AHEAD)
+        open.peek().is_some() && open.all(|place| place.free == 0 && place.waiting.len() >= enough(place.worker))
     }
 
     /// Finds a place for a task and takes it: at the worker with the most free slots of those that may run it; if there is

@@ -554,7 +554,7 @@ mod ahead {
     }
 
     #[test]
-    fn whoever_takes_something_new_and_has_two_tasks_ahead_has_enough_to_go_on_with() {
+    fn whoever_takes_something_new_and_has_half_as_many_tasks_ahead_as_slots_has_enough_to_go_on_with() {
         let supplied = |tree: &Tree| plan(&tree.0, KEEP).supplied;
         assert!(!supplied(&Tree::new()) && !supplied(&Tree::new().plain(0)), "there is nobody");
         assert!(!supplied(&busy(2, 0..3, 10)), "only one is ahead");
@@ -564,6 +564,7 @@ mod ahead {
         let mut drained = enough.clone().worker("b", 2, 1);
         drained.0.assign.get_mut(&worker("b")).unwrap().drain = true;
         assert!(supplied(&drained), "who takes nothing new needs nothing");
+        assert!(!supplied(&busy(8, 0..11, 10)) && supplied(&busy(8, 0..12, 10)));
     }
 
     #[test]
