@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs,
+    fs::{self, File},
     io::{Read, Write},
     path::PathBuf,
     process::{Command, ExitStatus, Stdio},
@@ -41,6 +41,7 @@ pub struct Launch {
     env: Vec<(OsString, OsString)>,
     dir: Option<PathBuf>,
     stdin: Option<Vec<u8>>,
+    log: Option<PathBuf>,
 }
 
 impl Launch {
@@ -77,6 +78,12 @@ impl Launch {
     /// Sets what it can read on stdin: nothing unless set here.
     pub fn stdin(mut self, input: impl Into<Vec<u8>>) -> Launch {
         self.stdin = Some(input.into());
+        self
+    }
+
+    /// Has its stderr in a file: for whoever measures, and does not want to be woken by each line.
+    pub fn log(mut self, file: impl Into<PathBuf>) -> Launch {
+        self.log = Some(file.into());
         self
     }
 
@@ -117,7 +124,9 @@ impl Launch {
                 command.env_remove(name);
             }
         }
-        command.args(self.args).envs(self.env).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(self.args).envs(self.env).stdout(Stdio::piped());
+        let open = |path| File::create_new(path).expect("a file can be made");
+        command.stderr(self.log.as_ref().map_or_else(Stdio::piped, |path| open(path).into()));
         command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         if let Some(dir) = self.dir {
             command.current_dir(dir);
@@ -130,7 +139,7 @@ impl Launch {
             std::thread::spawn(move || pipe.write_all(&input).ok());
         }
         let stdout = Output::of(stdout.expect("stdout is a pipe"));
-        let stderr = Output::of(stderr.expect("stderr is a pipe"));
+        let stderr = stderr.map(Output::of).or(self.log.map(Output::File)).expect("stderr is a pipe or a file");
         Daemon { name, process, stdout, stderr }
     }
 }
@@ -146,7 +155,7 @@ impl Daemon {
 
     /// Any program.
     pub fn program(program: impl Into<PathBuf>) -> Launch {
-        Launch { program: program.into(), args: Vec::new(), env: Vec::new(), dir: None, stdin: None }
+        Launch { program: program.into(), args: Vec::new(), env: Vec::new(), dir: None, stdin: None, log: None }
     }
 
     /// Its process id.
@@ -178,13 +187,13 @@ impl Daemon {
     /// The same, byte by byte.
     #[must_use]
     pub fn stdout_bytes(&self) -> Vec<u8> {
-        lock(&self.stdout.bytes).clone()
+        self.stdout.bytes()
     }
 
     /// What it has printed on stderr so far, byte by byte.
     #[must_use]
     pub fn stderr_bytes(&self) -> Vec<u8> {
-        lock(&self.stderr.bytes).clone()
+        self.stderr.bytes()
     }
 
     /// What it has printed on stderr so far.
@@ -277,16 +286,18 @@ pub fn binary(name: &str) -> PathBuf {
     target.join(name)
 }
 
-/// What came out of a pipe, read by a thread of its own so that the program never waits for us.
-struct Output {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    complete: Arc<AtomicBool>,
+/// What a program has printed.
+enum Output {
+    /// Into a pipe, read by a thread of its own so that the program never waits for us.
+    Pipe { bytes: Arc<Mutex<Vec<u8>>>, complete: Arc<AtomicBool> },
+    /// Into a file.
+    File(PathBuf),
 }
 
 impl Output {
     fn of(mut pipe: impl Read + Send + 'static) -> Output {
-        let output = Output { bytes: Arc::default(), complete: Arc::default() };
-        let (bytes, complete) = (Arc::clone(&output.bytes), Arc::clone(&output.complete));
+        let (bytes, complete) = (Arc::<Mutex<Vec<u8>>>::default(), Arc::<AtomicBool>::default());
+        let output = Output::Pipe { bytes: bytes.clone(), complete: complete.clone() };
         std::thread::spawn(move || {
             let mut buffer = [0; 8192];
             loop {
@@ -302,11 +313,21 @@ impl Output {
         output
     }
 
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Output::Pipe { bytes, .. } => lock(bytes).clone(),
+            Output::File(path) => fs::read(path).unwrap_or_default(),
+        }
+    }
+
     fn text(&self) -> String {
-        String::from_utf8_lossy(&lock(&self.bytes)).into_owned()
+        String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
     fn complete(&self) -> bool {
-        self.complete.load(Ordering::Acquire)
+        match self {
+            Output::Pipe { complete, .. } => complete.load(Ordering::Acquire),
+            Output::File(_) => true,
+        }
     }
 }
