@@ -144,8 +144,8 @@ fn latency(zk: &Zk, scale: Scale, report: &mut Report) {
         }
         Command::new("/bin/true").stdin(Stdio::null()).status().expect("there is a true");
     };
-    let submit = |number: usize| {
-        let path = session.create(paths::NEW_TASK, &load::task(number), Kind::Sequential).expect("the server serves");
+    let submit = |_: usize| {
+        let path = session.create(paths::NEW_TASK, &load::task(), Kind::Sequential).expect("the server serves");
         let status = format!("{path}/status");
         while session.stat(&status, true).expect("the server serves").is_none() {
             let end = Instant::now() + LIMIT;

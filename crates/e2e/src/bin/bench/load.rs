@@ -29,8 +29,10 @@ pub(crate) fn session(zk: &str, number: u32) -> (Session, mpsc::Receiver<Event>)
     (session, rx)
 }
 
-/// A task as a client makes it.
-pub(crate) fn task(number: usize) -> Vec<u8> {
+/// A task as a client makes it, of a submit of its own: of several of one submit the primary removes all but the first.
+pub(crate) fn task() -> Vec<u8> {
+    static SUBMITS: AtomicUsize = AtomicUsize::new(0);
+    let number = SUBMITS.fetch_add(1, Ordering::Relaxed);
     Task { command: "true".to_owned(), meta: Some(TaskMeta::new(format!("{number:032x}"))) }.encode()
 }
 
@@ -57,15 +59,15 @@ pub(crate) fn per_second(count: usize, since: Instant) -> f64 {
 
 /// Submits tasks.
 pub(crate) fn submit(zk: &str, count: usize) -> f64 {
-    rate(zk, FILLERS, count, |session, number| {
-        session.create(paths::NEW_TASK, &task(number), Kind::Sequential).expect("the server serves");
+    rate(zk, FILLERS, count, |session, _| {
+        session.create(paths::NEW_TASK, &task(), Kind::Sequential).expect("the server serves");
     })
 }
 
 /// Makes tasks that have ended.
 pub(crate) fn finish(zk: &str, count: usize) {
-    rate(zk, FILLERS, count, |session, number| {
-        let path = session.create(paths::NEW_TASK, &task(number), Kind::Sequential).expect("the server serves");
+    rate(zk, FILLERS, count, |session, _| {
+        let path = session.create(paths::NEW_TASK, &task(), Kind::Sequential).expect("the server serves");
         let Some(Place::Task(name)) = Place::of(&path) else { panic!("{path} is no task") };
         let status = Status::because(Outcome::Done, "played").encode();
         session.create(&paths::status(&name), &status, Kind::Persistent).expect("the server serves");
