@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{Bench, SECOND, well};
 use e2e::{Daemon, Server, available, daemon::Launch, wait_within};
 use rustix::process::geteuid;
@@ -43,7 +45,7 @@ fn crowd(bench: &Bench, name: &str, then: &str) -> String {
 /// No process of a crowd gives a sign of life after this.
 #[track_caller]
 fn check_dead(bench: &Bench, name: &str) {
-    let pids: std::collections::BTreeSet<_> = bench.signs(name).iter().map(|sign| sign.pid).collect();
+    let pids: BTreeSet<_> = bench.signs(name).iter().map(|sign| sign.pid).collect();
     assert!(pids.len() >= CROWD.len(), "{pids:?}");
     for pid in pids {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -111,24 +113,22 @@ fn a_control_group_is_used_again_unless_what_was_in_it_was_killed() {
         return;
     };
     let (tree, master) = (&bench.tree, bench.master("m:1").start());
-    // What it runs in, and what is there at that time: itself alone.
+    // What it runs in.
     let group = |then: &str| {
-        let look = "sed -n 's/^0:://p' /proc/self/cgroup; set -- $(sed -n 's/^0:://p' /proc/self/cgroup)";
+        let look = "set -- $(sed -n 's/^0:://p' /proc/self/cgroup); echo $1";
         let status = tree.wait_status(tree.submit_with(&format!("{look}; {then}"), |_| ()));
         let tail = status.meta.expect("it says how it ended").stdout.expect("it has written");
         String::from_utf8(tail.bytes).expect("the path of a group")
     };
-    let first = group("exit 0");
-    assert_eq!([group("exit 1"), group("kill -9 $$")], [first.clone(), first.clone()]);
-    // Something is left, which is killed.
-    assert_eq!(group("sleep 600 & exit 0"), first);
-    let second = group("exit 0");
-    assert_ne!(second, first);
+    // A kernel may say of one that has just ended that it is still there; then that is killed.
+    let ten: BTreeSet<String> = (0..10).map(|code| group(&format!("exit {code}"))).collect();
+    assert!(ten.len() < 10, "{ten:?}");
+    let killed = group("sleep 600 & exit 0");
+    let after = [group("exit 0"), group("kill -9 $$"), group("exit 0")];
+    assert!(!after.contains(&killed), "{killed} {after:?}");
     // Somebody has made a group in it.
     let inner = "mkdir $(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1/x";
-    assert_eq!(group(inner), second);
-    let third = group("exit 0");
-    assert!(third != second && third != first, "{third}");
+    assert_ne!(group(inner), group("exit 0"));
     well(&[&master, &worker]);
 }
 
