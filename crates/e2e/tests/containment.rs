@@ -126,6 +126,10 @@ fn a_control_group_is_used_again_unless_what_was_in_it_was_killed() {
     let killed = group("sleep 600 & exit 0");
     let after = [group("exit 0"), group("kill -9 $$"), group("exit 0")];
     assert!(!after.contains(&killed), "{killed} {after:?}");
+    let kill = "echo 1 >$(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1/cgroup.kill";
+    let killed = group(kill);
+    let after = ["exit 0", "exit 0"].map(group);
+    assert!(!after.contains(&killed), "{killed} {after:?}");
     // Somebody has made a group in it.
     let inner = "mkdir $(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1/x";
     assert_ne!(group(inner), group("exit 0"));

@@ -238,9 +238,15 @@ fn what_a_worker_may_not_read_holds_up_nothing_else() {
     let name: WorkerName = "w".parse().expect("it is a name");
     // ZooKeeper tells nobody of what they may not read; a worker finds it when it lists what it has.
     tree.create("/assign/w", "");
-    stranger.create("/assign/w/task-0000000099", b"", Kind::Persistent).expect("anybody may");
-    let worker = bench.worker("w").start();
-    worker.wait_stderr("cannot run task=task-0000000099, will look again: ");
+    let foreign = ["task-0000000098", "task-0000000099"];
+    for task in foreign {
+        stranger.create(&format!("/assign/w/{task}"), b"", Kind::Persistent).expect("anybody may");
+    }
+    // As many as it has slots.
+    let worker = bench.worker("w").args(["--slots", "2"]).start();
+    for task in foreign {
+        worker.wait_stderr(&format!("cannot run task={task}, will look again: "));
+    }
     let others_run = || _ = tree.expect(tree.submit("true"), "done");
     others_run();
 

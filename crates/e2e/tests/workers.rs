@@ -481,7 +481,10 @@ fn a_running_task_that_is_deleted_is_stopped_and_its_slot_is_free() {
     let worker = bench.worker("w").args(["--slots", "1"]).start();
     let task = tree.submit(&bench.tick("ticks", "never"));
     bench.wait_tick("ticks", 1);
+    let after = tree.submit_with("true", |meta| meta.after = vec![task]);
     tree.delete_all(&paths::task(&task));
+    tree.expect(after, "cancelled");
+    tree.wait_nothing_assigned();
     let next = tree.submit("true");
     tree.expect(next, "done");
     let ticks = bench.lines("ticks").len();

@@ -409,10 +409,12 @@ fn assign(view: &View, worker: &WorkerName, name: TaskName, known: &Known, open:
 /// What is kept of what has ended, and when to look again.
 fn housekeeping(view: &View, retention: Retention, plan: &mut Plan) {
     for (worker, since) in &view.missing_since_ms {
-        let Some(desk) = view.assign.get(worker) else { continue };
         if view.census_ms - since < SETTLING_MS {
             plan.look_again_at(since + SETTLING_MS);
-        } else if desk.tasks.is_empty() && !desk.drain && !desk.strangers {
+            continue;
+        }
+        let Some(desk) = view.assign.get(worker) else { continue };
+        if desk.tasks.is_empty() && !desk.drain && !desk.strangers {
             if view.now_ms - since >= DESK_KEPT_MS {
                 plan.chains.push(vec![Step::RemoveDesk(worker.clone())]);
             } else {

@@ -74,6 +74,8 @@ pub(crate) struct Stale {
     rewritten: BTreeSet<TaskName>,
     /// Whether they have a status.
     ended: BTreeSet<TaskName>,
+    /// A task that was known is gone, by another hand: others may have waited for it, or for its slot.
+    gone: bool,
 }
 
 /// How many tasks are read before the next plan: right after a take-over the first of them are to be assigned, not all to
@@ -95,9 +97,9 @@ impl Reading {
 
     /// How soon what is stale is to be read. When all that is unfinished has ended, nobody waits for the slots.
     pub(crate) fn haste(&self) -> Haste {
-        let Stale { reign, census, assign, tasks, requests, registrations, desks, assignments, task, rewritten, ended } =
-            &self.stale;
-        let other = *reign || *census || *assign || *tasks || *requests;
+        let Stale { reign, census, assign, tasks, requests, gone, .. } = self.stale;
+        let Stale { registrations, desks, assignments, task, rewritten, ended, .. } = &self.stale;
+        let other = reign || census || assign || tasks || requests || gone;
         let others = registrations.len() + desks.len() + assignments.len() + task.len() + rewritten.len();
         match ended.len() {
             _ if other || others > 0 => Haste::Now,
@@ -166,9 +168,9 @@ impl Reading {
             Some(Place::Task(task)) => match change {
                 Change::Deleted => {
                     // There may be another one at that path by now.
-                    self.view.tasks.remove(task);
+                    stale.gone |= self.view.tasks.remove(task).is_some();
+                    stale.gone |= self.view.unread.remove(&task);
                     self.bare.remove(&task);
-                    self.view.unread.remove(&task);
                     stale.task.remove(&task);
                     stale.tasks |= !self.below;
                 }
@@ -240,6 +242,7 @@ impl Reading {
     /// Reads whatever is stale. The order matters: assignments before the tasks and the workers they name, so that none of
     /// those is missed that was there when the assignment was.
     pub(crate) fn refresh(&mut self, session: &Session) -> Result<(), Error> {
+        self.stale.gone = false;
         if std::mem::take(&mut self.stale.assign) {
             self.read_assign(session)?;
         }
@@ -740,6 +743,8 @@ mod tests {
         assert_eq!(haste(1, &[]), Haste::No);
         assert_eq!(haste(1, &[("/assign/w/task-0000000000", made)]), Haste::No);
         assert_eq!(haste(1, &[("/assign/w/task-0000000007", deleted)]), Haste::No);
+        assert_eq!(haste(1, &[("/tasks/task-0000000007", deleted)]), Haste::No);
+        assert_eq!(haste(1, &[("/tasks/task-0000000000", deleted)]), Haste::Now, "by another hand");
         assert_eq!(haste(1, &[ended]), Haste::Soon, "the only one there is");
         assert_eq!(haste(2, &[ended]), Haste::Now, "another one may wait for the slot");
         assert_eq!(haste(1, &[ended, submitted]), Haste::Now);

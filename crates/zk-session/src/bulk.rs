@@ -319,6 +319,8 @@ impl Line {
                 self.connection.send_all(&requests)?;
                 (sent, self.xid) = (until, number(until - 1)?);
                 meanwhile();
+                // However long that took: the answer has its time from now on.
+                self.connection.wait_anew();
             }
             let reply = self.connection.receive(LARGEST)?;
             let (xid, code, body) = jute::header(&reply)?;

@@ -154,6 +154,11 @@ impl Connection {
         Ok(())
     }
 
+    /// The next answer has all its time from now on.
+    pub(crate) fn wait_anew(&mut self) {
+        self.stream.get_mut().allow(self.patience);
+    }
+
     /// Says goodbye. Nobody waits for the answer: if the request is lost, the session expires by itself.
     pub(crate) fn close_session(&mut self) {
         self.send(&request(CLOSE_SESSION)).ok();

@@ -17,7 +17,9 @@ use znode_paths::{
 };
 
 use crate::jobs::{Job, Jobs, Stage, Start, Written};
-use crate::judge::{Case, Claim, Own, TaskFacts, Verdict, counts, is_earlier, judge, oversee, retries_left, too_late};
+use crate::judge::{
+    Case, Claim, Own, TaskFacts, Verdict, Why, counts, is_earlier, judge, oversee, retries_left, too_late,
+};
 use crate::{Leaving, Life};
 
 /// How long a worker that has nothing left waits for the primary to see that it is leaving.
@@ -142,6 +144,7 @@ impl Connection {
             Some(Place::Assignment(name, task)) if name == life.config.name => {
                 self.desk_stale = true;
                 self.settled.remove(&task);
+                self.barred.remove(&task);
                 self.stale.insert(task);
                 match (&mut self.desk, change) {
                     (Some(desk), Change::Created) => _ = desk.insert(task),
@@ -341,9 +344,11 @@ impl Connection {
             {
                 if_allowed(done_already(self.session.write(&path, &answer.encode(), Some(stat.version)).map(drop)))?;
             }
-            if let Some(read) = if_allowed(self.read_task(task, life))?
-                && let Some(why) = oversee(read.map(|(facts, _)| facts).as_ref(), czxid, ours)
-            {
+            let why = match if_allowed(self.read_task(task, life))? {
+                Some(read) => oversee(read.map(|(facts, _)| facts).as_ref(), czxid, ours),
+                None => (!ours).then_some(Why::Revoked),
+            };
+            if let Some(why) = why {
                 jobs.stop(&task, why, life);
             }
         }
@@ -444,8 +449,8 @@ impl Connection {
             let decided = self.decide(found, life, jobs);
             self.permitted(name, decided)?;
         }
-        // Some of them needed no slot.
-        self.desk_stale |= jobs.free(life) > 0 && !self.waiting.is_empty();
+        // Some of them needed no slot, unless nothing can be started any more.
+        self.desk_stale |= jobs.free(life) > 0 && !self.waiting.is_empty() && !jobs.processes.expired();
         Ok(())
     }
 
@@ -661,7 +666,8 @@ impl Connection {
             (Err(Error::NodeExists(_)), Written::Record(_)) => {}
             (Err(Error::NodeExists(_)), Written::Status(_)) => {
                 // Ours, if the answer to an earlier try was lost.
-                let there = self.session.read(&path, false)?.map(|(data, _)| Status::decode(&data));
+                let there = if_allowed(self.session.read(&path, false))?.flatten();
+                let there = there.map(|(data, _)| Status::decode(&data));
                 let ours = there.as_ref().and_then(|status| status.meta.as_ref()?.fence) == Some(*fence);
                 if !ours {
                     let word = there.map(|status| status.outcome.word().to_owned()).unwrap_or_default();

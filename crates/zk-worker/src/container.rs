@@ -55,6 +55,11 @@ impl Container {
         }
     }
 
+    /// Somebody else killed what was in it.
+    pub(crate) fn note_killed(&self) {
+        self.killed.set(true);
+    }
+
     /// Whether it is known that nothing is alive in it any more.
     pub(crate) fn is_empty(&self) -> bool {
         self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.populated())

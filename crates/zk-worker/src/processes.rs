@@ -121,8 +121,14 @@ impl State {
             spare => {
                 // A task has made groups in it, or somebody has removed it.
                 spare.iter().for_each(Cgroup::remove);
-                self.groups += 1;
-                all.child(&self.groups.to_string())
+                loop {
+                    self.groups += 1;
+                    match all.child(&self.groups.to_string()) {
+                        // A daemon before this one could not remove it.
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                        made => return made,
+                    }
+                }
             }
         }
     }
@@ -142,6 +148,11 @@ impl State {
         let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) else { return };
         if let Some(container) = self.running.remove(&number) {
             let status = ExitStatus::from_raw(status.as_raw());
+            if status.signal() == Some(Signal::KILL.as_raw()) {
+                // Whoever did that may have killed its group as a whole, or all of them.
+                container.note_killed();
+                self.spare.drain(..).for_each(|group| group.remove());
+            }
             self.ending.push(Ending { pid, status, container, gone, since: Instant::now() });
         }
     }

@@ -164,7 +164,12 @@ impl<'a> Place<'a> {
     fn of(view: &'a View, worker: &'a Worker, desk: &'a Desk) -> Self {
         let slots = worker.slots();
         let stopping = worker.meta.as_ref().is_some_and(|meta| meta.stopping);
-        let busy = desk.tasks.keys().filter(|task| view.tasks.get(task).is_none_or(|known| known.open().is_some()));
+        let has_slot = |task: &&TaskName| match view.tasks.get(task) {
+            Some(known) => known.open().is_some(),
+            // What is gone, or may not be read, is nothing that a worker starts.
+            None => view.unread.contains(task),
+        };
+        let busy = desk.tasks.keys().filter(has_slot);
         let busy = u32::try_from(busy.count()).unwrap_or(u32::MAX);
         let latest_ms = desk.since_ms.values().copied().max();
         let (free, too_many) = (slots.saturating_sub(busy), busy.saturating_sub(slots));

@@ -858,3 +858,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whoever_was_missing_for_the_first_time_is_looked_for_again_also_when_nothing_is_left_of_the_desk() {
+    let mut tree = Tree::new().plain(0);
+    let vanished = Vanished { worker: worker("h"), assignment: Assignment::default() };
+    tree.0.vanished.insert(task(0), vanished);
+    tree.0.missing_since_ms.insert(worker("h"), NOW);
+    let plan = plan(&tree.0, KEEP);
+    assert_eq!((plan.chains.len(), plan.look_again_ms), (0, Some(NOW + SETTLING_MS)));
+}
