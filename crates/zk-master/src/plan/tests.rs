@@ -868,3 +868,12 @@ fn whoever_was_missing_for_the_first_time_is_looked_for_again_also_when_nothing_
     let plan = plan(&tree.0, KEEP);
     assert_eq!((plan.chains.len(), plan.look_again_ms), (0, Some(NOW + SETTLING_MS)));
 }
+
+#[test]
+fn what_is_assigned_and_gone_takes_no_slot() {
+    let tree = Tree::new().worker("a", 1, 1).assigned("a", 7, Some(1), 1).ago("a", 7, QUICK_MS).plain(0);
+    check(&tree, &[vec![tree.unassign("a", 7)], assign_to("a", 0, Some(1), 1)]);
+    let mut unread = tree;
+    unread.0.unread.insert(task(7));
+    check(&unread, &[]);
+}
