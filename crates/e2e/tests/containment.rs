@@ -20,6 +20,19 @@ fn root() -> Option<()> {
     available(if geteuid().is_root() { Ok(()) } else { Err("to hide control groups needs root".to_owned()) })
 }
 
+/// A worker whose tasks have control groups.
+#[track_caller]
+fn with_cgroups(name: &str) -> Option<(Bench, Daemon)> {
+    root()?;
+    let bench = Bench::at(Server::shared().chroot(name));
+    let worker = bench.worker("w").start();
+    worker.wait_stderr("started worker=");
+    available(match worker.stderr().contains("cgroup=none") {
+        true => Err("there is no cgroup v2 that we may write to".to_owned()),
+        false => Ok((bench, worker)),
+    })
+}
+
 /// Those of a crowd that the command could not keep in its process group, and what keeps them there.
 const CROWD: [(&str, &str); 4] = [
     ("child", "sh -c 'ALIVE' &"),
@@ -87,31 +100,13 @@ fn check(bench: &Bench, worker: &Daemon) {
 
 #[test]
 fn with_control_groups_nothing_outlives_its_task() {
-    let Some(()) = root() else { return };
-    let bench = Bench::at(Server::shared().chroot("cgroup"));
-    let worker = bench.worker("w").start();
-    worker.wait_stderr("started worker=");
-    let Some(()) = available(match worker.stderr().contains("cgroup=none") {
-        true => Err("there is no cgroup v2 that we may write to".to_owned()),
-        false => Ok(()),
-    }) else {
-        return;
-    };
+    let Some((bench, worker)) = with_cgroups("cgroup") else { return };
     check(&bench, &worker);
 }
 
 #[test]
 fn a_control_group_is_used_again_unless_what_was_in_it_was_killed() {
-    let Some(()) = root() else { return };
-    let bench = Bench::at(Server::shared().chroot("again"));
-    let worker = bench.worker("w").start();
-    worker.wait_stderr("started worker=");
-    let Some(()) = available(match worker.stderr().contains("cgroup=none") {
-        true => Err("there is no cgroup v2 that we may write to".to_owned()),
-        false => Ok(()),
-    }) else {
-        return;
-    };
+    let Some((bench, worker)) = with_cgroups("again") else { return };
     let (tree, master) = (&bench.tree, bench.master("m:1").start());
     // What it runs in.
     let group = |then: &str| {
@@ -126,13 +121,12 @@ fn a_control_group_is_used_again_unless_what_was_in_it_was_killed() {
     let killed = group("sleep 600 & exit 0");
     let after = [group("exit 0"), group("kill -9 $$"), group("exit 0")];
     assert!(!after.contains(&killed), "{killed} {after:?}");
-    let kill = "echo 1 >$(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1/cgroup.kill";
-    let killed = group(kill);
+    let inside = "$(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1";
+    let killed = group(&format!("echo 1 >{inside}/cgroup.kill"));
     let after = ["exit 0", "exit 0"].map(group);
     assert!(!after.contains(&killed), "{killed} {after:?}");
     // Somebody has made a group in it.
-    let inner = "mkdir $(awk '/ - cgroup2 /{print $5}' /proc/self/mountinfo)$1/x";
-    assert_ne!(group(inner), group("exit 0"));
+    assert_ne!(group(&format!("mkdir {inside}/x")), group("exit 0"));
     well(&[&master, &worker]);
 }
 

@@ -91,12 +91,12 @@ fn what_is_done_while_transactions_are_on_their_way_is_done_once_and_before_they
 
 #[test]
 fn what_takes_long_while_transactions_are_on_their_way_costs_no_session() {
-    let (session, mailbox) = open(&Server::shared().chroot("slow"), SECOND * 6);
+    let (session, mailbox) = open(&Server::shared().chroot("slow"), SECOND * 12);
     session.ensure("/").unwrap();
     session.own("/own", b"").unwrap();
     make_busy(&session);
     // Longer than any answer may take, which is 2/3 of the timeout.
-    let (made, news) = session.commit_each_while(&[vec![create("/a")]], || mailbox.within(ms(4200)));
+    let (made, news) = session.commit_each_while(&[vec![create("/a")]], || mailbox.within(ms(8200)));
     assert_eq!((made, news.len(), session.over()), (Ok(vec![Some(vec!["/a".to_owned()])]), 0, None));
 }
 
