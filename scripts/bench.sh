@@ -16,7 +16,7 @@ Installs what is missing (apt-get; says so before), builds everything for releas
 127.0.0.1, each transaction forced to the disk, and measures: throughput, latency, growth, takeover, workers, idle, size,
 capacity; or only those that are named. Beside each figure that has a goal stands the goal; docs/performance.md says what they mean.
 
-  --quick      a tenth of everything: about two minutes, and noisier
+  --quick      a tenth of everything: about a minute, and noisier
   --ensemble   three ZooKeeper servers instead of one
   --json       one JSON object on standard output instead of the table
   --help       this text
